@@ -1,0 +1,16 @@
+"""wamkit: one interface for World Action Models, from recorded episodes to a robot that moves."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "load"]
+
+
+def __getattr__(name: str):
+    # `import wamkit` stays instant (the command line and the torch-free client need that): torch comes with `load`.
+    if name == "load":
+        from wamkit.inference.policy import load
+
+        return load
+    raise AttributeError(f"module 'wamkit' has no attribute {name!r}")
