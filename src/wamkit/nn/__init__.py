@@ -1,1 +1,1 @@
-"""nn."""
+"""Blocks with no opinion: attention, modulation, positions, pooling."""

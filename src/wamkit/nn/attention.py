@@ -1,0 +1,48 @@
+"""Multi-head attention on torch's SDPA, with keys and values that can be projected once and used again."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+class KeysValues(NamedTuple):
+    """Projected keys and values of a context, ready for attention."""
+
+    keys: Float[Tensor, "B heads M d"]
+    values: Float[Tensor, "B heads M d"]
+
+
+class Attention(nn.Module):
+    """Attention of ``width`` with ``heads`` heads over itself or over a context of ``context_width``."""
+
+    def __init__(self, width: int, heads: int, *, context_width: int | None = None, bias: bool = True) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"attention width {width} is not divisible by {heads} heads")
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=bias)
+        self.to_kv = nn.Linear(context_width or width, 2 * width, bias=bias)
+        self.to_out = nn.Linear(width, width, bias=bias)
+
+    def _split(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B heads N d"]:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def project(self, context: Float[Tensor, "B M C"]) -> KeysValues:
+        """Keys and values of a context; a denoiser calls this once for all its steps."""
+        keys, values = self.to_kv(context).chunk(2, dim=-1)
+        return KeysValues(self._split(keys), self._split(values))
+
+    def forward(
+        self,
+        x: Float[Tensor, "B N D"],
+        context: KeysValues | None = None,
+        mask: Bool[Tensor, "#B 1 #N M"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """Attend from ``x`` to ``context`` (itself where None); ``mask`` is True where attention is allowed."""
+        keys, values = self.project(x) if context is None else context
+        attended = F.scaled_dot_product_attention(self._split(self.to_q(x)), keys, values, attn_mask=mask)
+        return self.to_out(attended.transpose(1, 2).flatten(2))
