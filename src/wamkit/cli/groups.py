@@ -1,0 +1,82 @@
+"""Groups of flags that several verbs share, under LeRobot's names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from wamkit.errors import WamkitError
+
+
+@dataclass(frozen=True)
+class PolicyFlags:
+    """Which policy."""
+
+    path: Path
+    """Folder of a checkpoint (.../pretrained_model), or a run's output folder: its last checkpoint."""
+
+
+@dataclass(frozen=True)
+class DatasetFlags:
+    """Which recordings."""
+
+    root: Path
+    """Folder of a LeRobot data set."""
+
+
+@dataclass(frozen=True)
+class OptionalDatasetFlags:
+    """Which recordings, where that is one of several choices."""
+
+    root: Path | None = None
+    """Folder of a LeRobot data set."""
+
+
+@dataclass(frozen=True)
+class EnvFlags:
+    """Which simulated world."""
+
+    type: str = "metaworld"
+    """Name of the simulator."""
+    task: str = ""
+    """One task, or several separated by commas."""
+    resolution: int = 128
+    """Pixels of a side at which the cameras are rendered."""
+
+
+@dataclass(frozen=True)
+class OptionalEnvFlags:
+    """Which simulated world, where that is one of several choices."""
+
+    type: str | None = None
+    """Name of the simulator."""
+    task: str = ""
+    """One task, or several separated by commas."""
+
+
+def task_list(tasks: str) -> tuple[str, ...]:
+    """``"a, b"`` -> ``("a", "b")``; at least one.
+
+    Raises:
+        WamkitError: No task was named.
+    """
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    if not names:
+        raise WamkitError("no task: name one or several with --env.task NAME[,NAME...].")
+    return names
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """The ``pretrained_model`` folder that ``path`` means: itself, or the last one of a run.
+
+    Raises:
+        WamkitError: There is no checkpoint.
+    """
+    for candidate in (path, path / "pretrained_model", path / "checkpoints" / "last" / "pretrained_model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if not path.exists():
+        raise WamkitError(f"{path} does not exist; --policy.path names a checkpoint folder or a run's output folder.")
+    raise WamkitError(
+        f"no checkpoint in {path}: expected config.json there, or checkpoints/last/pretrained_model/config.json."
+    )
