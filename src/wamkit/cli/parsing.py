@@ -85,7 +85,7 @@ def parse(
                 kind,
                 prog=f"wam {verb}",
                 args=prepared,
-                default=tyro.MISSING if default is None else default,
+                **({} if default is None else {"default": default}),
                 description=about or None,
                 use_underscores=True,
                 config=(tyro.conf.AvoidSubcommands,),
@@ -109,19 +109,19 @@ def _prepared(argument: str, known: Sequence[Flag], verb: str) -> str:
             return f"--{flag.name}" if value.lower() == "true" else f"--{flag.negation}"
         if name == flag.name or (flag.switch and name == flag.negation):
             return f"--{name}{equals}{value}"
-    hint = suggest(name, [flag.name for flag in known]).replace("'", "").replace("mean ", "mean --")
+    hint = suggest(f"--{name}", [f"--{flag.name}" for flag in known])
     raise UsageError(f"no flag --{name}.{hint} `wam {verb} --help` lists them all.")
 
 
 def _one_line(box: str, verb: str) -> str:
     """What tyro says in a drawn box, as one line."""
+    if "Required options" in box:
+        # Options stand five columns from the left border, what explains them nine.
+        missing = re.findall(r"^\u2502 {3,6}((?!wam )\S.*?) *\u2502$", box, flags=re.MULTILINE)
+        return f"missing {', '.join(missing)}. `wam {verb} --help` explains."
     lines = [re.sub(r"[\u2500-\u257f]", "", line).strip() for line in box.splitlines()]
-    text = " ".join(line for line in lines if line)
-    text = re.sub(r"For full helptext, run:? .*$", "", text).strip()
-    missing = re.match(r"Required options Missing from .*?: (?P<options>.*)$", text)
-    if missing:
-        options = missing["options"].replace(" (required)", ",").strip(" ,")
-        return f"missing {options}. `wam {verb} --help` explains."
+    text = " ".join(line for line in lines[1:] if line)
+    text = re.sub(r"(Argument helptext:|For full helptext,).*$", "", text).strip()
     return f"{text.rstrip('.')}. `wam {verb} --help` explains."
 
 

@@ -1,0 +1,39 @@
+"""``wam import``: recordings in other formats become a LeRobot data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from wamkit.cli.parsing import parse
+from wamkit.errors import WamkitError, suggest
+
+
+@dataclass(frozen=True)
+class ImportArguments:
+    """Turn recordings into a LeRobot v3 data set: DROID, Bridge, RT-1, RLDS, LeRobot v2.1, or bare video."""
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
+    """Folder (or video file) to read."""
+    output_dir: Path
+    """Folder of the data set to write."""
+    format: str = "auto"
+    """Name of the importer; by default it is recognised from the files."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the verb."""
+    arguments = parse(ImportArguments, argv, verb="import")
+    from wamkit.data import importers
+
+    if not arguments.source.exists():
+        raise WamkitError(f"{arguments.source} does not exist; name the folder that holds the recordings.")
+    name = importers.detect(arguments.source) if arguments.format == "auto" else arguments.format
+    if name not in importers.IMPORTERS:
+        raise WamkitError(f"no importer {name!r}.{suggest(name, importers.IMPORTERS)}")
+    print(importers.IMPORTERS[name](arguments.source, arguments.output_dir))
+    return 0
