@@ -91,7 +91,7 @@ def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
         if key == "kind" and getattr(kind, "kind", None) == entry:
             continue
         if key not in fields:
-            raise ConfigError(f"{where} has no field {key!r}{suggest(key, fields)}")
+            raise ConfigError(f"{where} has no field {key!r}.{suggest(key, fields)}")
         built[key] = _build(hints[key], entry, f"{where}.{key}")
     try:
         return kind(**built)

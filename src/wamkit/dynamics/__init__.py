@@ -1,1 +1,1 @@
-"""dynamics."""
+"""World models: tokens and an action, latent or real, to future tokens."""

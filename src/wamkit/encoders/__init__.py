@@ -1,1 +1,1 @@
-"""encoders."""
+"""Encoders: frames or text to tokens. Frozen foundation models, and a small one trained on the run's own frames."""

@@ -1,1 +1,1 @@
-"""models."""
+"""World action models: compositions of encoders, dynamics and action decoders, a folder each."""

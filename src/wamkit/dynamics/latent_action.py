@@ -1,0 +1,155 @@
+"""The latent-action model (LAM) and its forward decoder, the latent world model (LaWM).
+
+LaWAM (arXiv 2606.15768) section 3.2 and appendix C.1; dimensions in papers.md 1.3. The encoder infers which
+latent action led from one feature grid to another; the decoder, given the present and a latent action, predicts
+the future grid. The decoder alone is LaWM: a world model that can be rolled out by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from wamkit.nn.adaln import AdaLNZeroBlock
+from wamkit.nn.embodiment_linear import EmbodimentLinear
+from wamkit.nn.position import grid_sincos
+from wamkit.nn.transformer_block import TransformerBlock
+
+
+@dataclass(frozen=True)
+class LatentActionConfig:
+    """Dimensions of the LAM; the defaults are the released ones (24 encoder, 12 decoder layers)."""
+
+    width: int = 1024
+    heads: int = 16
+    encoder_layers: int = 24
+    decoder_layers: int = 12
+    """The paper's text reads as 24 for both; 230M parameters fit 12 (papers.md 1.9)."""
+    latent_width: int = 32
+    queries: int = 1
+    max_state_dim: int = 14
+    embodiments: int = 32
+
+
+class Posterior(NamedTuple):
+    """The Gaussian q(z | u, u_T)."""
+
+    mean: Float[Tensor, "B Q Z"]
+    log_variance: Float[Tensor, "B Q Z"]
+
+    def sample(self, noise: Float[Tensor, "B Q Z"]) -> Float[Tensor, "B Q Z"]:
+        """Reparameterised draw."""
+        return self.mean + (0.5 * self.log_variance).exp() * noise
+
+
+class InverseDynamicsEncoder(nn.Module):
+    """q(z | u, u_T): a joint space-time transformer over both grids, read by learned queries.
+
+    Block mask: patches attend to patches, a query attends to everything.
+    """
+
+    def __init__(self, config: LatentActionConfig, grid: tuple[int, int], feature_width: int) -> None:
+        super().__init__()
+        tokens = 2 * grid[0] * grid[1]
+        self.enter = nn.Linear(feature_width, config.width)
+        self.register_buffer("position", grid_sincos((2, *grid), config.width), persistent=False)
+        self.query = nn.Parameter(torch.randn(config.queries, config.width) * 0.02)
+        self.blocks = nn.ModuleList(TransformerBlock(config.width, config.heads) for _ in range(config.encoder_layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.leave = nn.Linear(config.width, config.latent_width)
+        mask = torch.ones(tokens + config.queries, tokens + config.queries, dtype=torch.bool)
+        mask[:tokens, tokens:] = False
+        self.register_buffer("mask", mask[None, None], persistent=False)
+
+    def forward(
+        self, present: Float[Tensor, "B N D"], future: Float[Tensor, "B N D"]
+    ) -> Float[Tensor, "B Q Z"]:
+        """One embedding for each query, before the Gaussian head."""
+        x = self.enter(torch.cat([present, future], dim=1)) + self.position
+        tokens = x.shape[1]
+        x = torch.cat([x, self.query.expand(x.shape[0], -1, -1).to(x.dtype)], dim=1)
+        for block in self.blocks:
+            x = block(x, self.mask)
+        return self.leave(self.norm(x[:, tokens:]))
+
+
+class GaussianHead(nn.Module):
+    """LayerNorm, then mean and log variance, the latter clamped to +-10."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mean = nn.Linear(width, width)
+        self.log_variance = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "B Q Z"]) -> Posterior:
+        """The posterior of each query."""
+        x = self.norm(x)
+        return Posterior(self.mean(x), self.log_variance(x).clamp(-10.0, 10.0))
+
+
+class LatentWorldModel(nn.Module):
+    """LaWM: the present's feature grid and a latent action to the future's grid, in one pass (Eq. 2)."""
+
+    def __init__(self, config: LatentActionConfig, grid: tuple[int, int], feature_width: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(feature_width, config.width)
+        self.register_buffer("position", grid_sincos(grid, config.width), persistent=False)
+        self.condition = nn.Linear(config.latent_width, config.width)
+        self.blocks = nn.ModuleList(AdaLNZeroBlock(config.width, config.heads) for _ in range(config.decoder_layers))
+        self.leave = nn.Linear(config.width, feature_width)
+        self.norm = nn.LayerNorm(feature_width)
+
+    def forward(
+        self, present: Float[Tensor, "B N D"], latent_action: Float[Tensor, "B Q Z"]
+    ) -> Float[Tensor, "B N D"]:
+        """The predicted grid one horizon ahead, in the encoder's own (LayerNorm-ed) space."""
+        x = self.enter(present) + self.position
+        condition = self.condition(latent_action).mean(dim=1)
+        for block in self.blocks:
+            x = block(x, condition)
+        return self.norm(self.leave(x))
+
+
+class StateChangePredictor(nn.Module):
+    """Training aid: the latent action and the current state to the state's change; thrown away afterwards.
+
+    One state encoder and one read-out for each embodiment, since state dimensions mean different things.
+    """
+
+    def __init__(self, config: LatentActionConfig) -> None:
+        super().__init__()
+        self.latent = nn.Linear(config.latent_width, config.width)
+        self.state_in = EmbodimentLinear(config.embodiments, config.max_state_dim, config.width)
+        self.state_hidden = EmbodimentLinear(config.embodiments, config.width, config.width)
+        self.joint = nn.Linear(2 * config.width, config.width)
+        self.leave = nn.Linear(config.width, config.max_state_dim)
+
+    def forward(
+        self, latent_action: Float[Tensor, "B Q Z"], state: Float[Tensor, "B S"], embodiment: Int[Tensor, "B"]
+    ) -> Float[Tensor, "B S"]:
+        """The predicted change of the normalised state over the horizon, in (-1, 1)."""
+        code = nn.functional.silu(self.state_in(state.unsqueeze(1), embodiment))
+        code = self.state_hidden(code, embodiment).squeeze(1)
+        joint = torch.cat([self.latent(latent_action).mean(dim=1), code], dim=-1)
+        return torch.tanh(self.leave(nn.functional.silu(self.joint(joint))))
+
+
+class LatentActionModel(nn.Module):
+    """Encoder, Gaussian head, forward decoder and the state predictor of stage ``latent_action``."""
+
+    def __init__(self, config: LatentActionConfig, grid: tuple[int, int], feature_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = InverseDynamicsEncoder(config, grid, feature_width)
+        self.posterior = GaussianHead(config.latent_width)
+        self.decoder = LatentWorldModel(config, grid, feature_width)
+        self.state_predictor = StateChangePredictor(config)
+
+    def infer(self, present: Float[Tensor, "B N D"], future: Float[Tensor, "B N D"]) -> Posterior:
+        """Inverse dynamics: the posterior over the latent action between two feature grids."""
+        return self.posterior(self.encoder(present, future))

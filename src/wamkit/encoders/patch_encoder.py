@@ -1,0 +1,175 @@
+"""The small self-trained encoder that stands where DINOv3 stands when its weights are absent.
+
+A ViT over patches, trained on the run's own frames in a first stage by one of two objectives: a masked
+autoencoder (MAE, arXiv 2111.06377) or a joint-embedding predictor kept from collapse by SIGReg
+(LeWorldModel, arXiv 2603.19312). Which serves better is measured by a linear probe of end-effector and object
+position; the numbers are in the LaWAM page of the documentation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from wamkit.encoders.base import VisualEncoder
+from wamkit.losses.reduction import sample_mean
+from wamkit.losses.sigreg import random_directions, sigreg
+from wamkit.nn.position import grid_sincos
+from wamkit.nn.transformer_block import TransformerBlock
+
+
+@dataclass(frozen=True)
+class PatchEncoderConfig:
+    """Dimensions and objective of the self-trained encoder."""
+
+    kind: ClassVar[str] = "patch_encoder"
+    resolution: int = 128
+    patch: int = 16
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    objective: Literal["masked_autoencoder", "joint_embedding"] = "masked_autoencoder"
+    mask_ratio: float = 0.75
+    decoder_width: int = 96
+    decoder_layers: int = 2
+    sigreg_weight: float = 0.09
+    """Weight of the regulariser of the joint-embedding objective (LeWorldModel's value)."""
+
+
+class PatchEncoder(VisualEncoder):
+    """Patches, position code, transformer; features are its last tokens, LayerNorm-ed without affine weights."""
+
+    def __init__(self, config: PatchEncoderConfig) -> None:
+        super().__init__()
+        if config.resolution % config.patch:
+            raise ValueError(f"resolution {config.resolution} is not a multiple of the patch {config.patch}")
+        side = config.resolution // config.patch
+        self.config, self.resolution, self.grid, self.width = config, config.resolution, (side, side), config.width
+        self.embed = nn.Linear(3 * config.patch**2, config.width)
+        self.register_buffer("position", grid_sincos(self.grid, config.width), persistent=False)
+        self.blocks = nn.ModuleList(TransformerBlock(config.width, config.heads) for _ in range(config.layers))
+        if config.objective == "masked_autoencoder":
+            self.pretext: nn.Module = MaskedAutoencoder(config, self.tokens)
+        else:
+            self.pretext = JointEmbedding(config, self.tokens)
+
+    @property
+    def preprocessing(self) -> str:
+        """Pixels are scaled to [-1, 1]."""
+        return f"patch_encoder:{self.resolution}:x/127.5-1"
+
+    def patchify(self, frames: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B N P"]:
+        """Pixels of each patch in [-1, 1], channels last inside a patch."""
+        self.check_frames(frames)
+        patch = self.config.patch
+        x = frames.to(self.embed.weight.dtype) / 127.5 - 1.0
+        x = x.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))
+        return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+    def encode_patches(self, patches: Float[Tensor, "B M P"], position: Float[Tensor, "B M D"]) -> Float[Tensor, "B M D"]:
+        """Features of any subset of a frame's patches, given their position codes."""
+        x = self.embed(patches) + position
+        for block in self.blocks:
+            x = block(x)
+        return F.layer_norm(x, (self.width,))
+
+    def forward(self, frames: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
+        """Features of whole frames."""
+        patches = self.patchify(frames)
+        return self.encode_patches(patches, self.position.expand(patches.shape[0], -1, -1))
+
+    def pretrain_losses(
+        self, frames: UInt8[Tensor, "B 3 H W"], generator: torch.Generator | None = None
+    ) -> dict[str, Float[Tensor, "B"]]:
+        """Per-sample losses of the first stage, already weighted."""
+        return self.pretext(self, frames, generator)
+
+
+def _random_split(
+    batch: int, tokens: int, keep: int, device: torch.device, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    order = torch.rand(batch, tokens, device=device, generator=generator).argsort(dim=1)
+    return order[:, :keep], order[:, keep:]
+
+
+def _gather(tokens: Float[Tensor, "B N D"], index: Tensor) -> Tensor:
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+class MaskedAutoencoder(nn.Module):
+    """Reconstructs the pixels of hidden patches from the visible ones."""
+
+    def __init__(self, config: PatchEncoderConfig, tokens: int) -> None:
+        super().__init__()
+        self.keep = max(1, round(tokens * (1.0 - config.mask_ratio)))
+        side = int(tokens**0.5)
+        self.enter = nn.Linear(config.width, config.decoder_width)
+        self.mask_token = nn.Parameter(torch.zeros(config.decoder_width))
+        self.register_buffer("position", grid_sincos((side, side), config.decoder_width), persistent=False)
+        self.blocks = nn.ModuleList(TransformerBlock(config.decoder_width, 4) for _ in range(config.decoder_layers))
+        self.leave = nn.Linear(config.decoder_width, 3 * config.patch**2)
+
+    def forward(
+        self, encoder: PatchEncoder, frames: UInt8[Tensor, "B 3 H W"], generator: torch.Generator | None
+    ) -> dict[str, Float[Tensor, "B"]]:
+        """Squared pixel error over the hidden patches, plus a tenth of it over the visible ones."""
+        patches = encoder.patchify(frames)
+        batch, tokens, _ = patches.shape
+        visible, hidden = _random_split(batch, tokens, self.keep, patches.device, generator)
+        position = encoder.position.expand(batch, -1, -1)
+        features = encoder.encode_patches(_gather(patches, visible), _gather(position, visible))
+        order = torch.cat([visible, hidden], dim=1)
+        x = torch.cat([self.enter(features), self.mask_token.expand(batch, hidden.shape[1], -1).to(features.dtype)], dim=1)
+        x = x + _gather(self.position.expand(batch, -1, -1), order)
+        for block in self.blocks:
+            x = block(x)
+        error = (self.leave(x).float() - _gather(patches, order)).square().mean(dim=-1)
+        return {
+            "hidden_patches": sample_mean(error[:, self.keep :]),
+            # The policy reads the features of whole frames: a little weight on the visible patches keeps each
+            # token's own pixels in its feature.
+            "visible_patches": 0.1 * sample_mean(error[:, : self.keep]),
+        }
+
+
+class JointEmbedding(nn.Module):
+    """Predicts the features of hidden patches from the visible ones; SIGReg keeps the features from collapsing."""
+
+    def __init__(self, config: PatchEncoderConfig, tokens: int) -> None:
+        super().__init__()
+        self.keep = max(1, round(tokens * (1.0 - config.mask_ratio)))
+        self.sigreg_weight = config.sigreg_weight
+        self.enter = nn.Linear(config.width, config.decoder_width)
+        self.mask_token = nn.Parameter(torch.zeros(config.decoder_width))
+        side = int(tokens**0.5)
+        self.register_buffer("position", grid_sincos((side, side), config.decoder_width), persistent=False)
+        self.blocks = nn.ModuleList(TransformerBlock(config.decoder_width, 4) for _ in range(config.decoder_layers))
+        self.leave = nn.Linear(config.decoder_width, config.width)
+
+    def forward(
+        self, encoder: PatchEncoder, frames: UInt8[Tensor, "B 3 H W"], generator: torch.Generator | None
+    ) -> dict[str, Float[Tensor, "B"]]:
+        """Squared feature error over the hidden patches (no stop-gradient), and SIGReg over the batch's tokens."""
+        patches = encoder.patchify(frames)
+        batch, tokens, _ = patches.shape
+        visible, hidden = _random_split(batch, tokens, self.keep, patches.device, generator)
+        position = encoder.position.expand(batch, -1, -1)
+        target = encoder.encode_patches(patches, position)
+        features = encoder.encode_patches(_gather(patches, visible), _gather(position, visible))
+        order = torch.cat([visible, hidden], dim=1)
+        x = torch.cat([self.enter(features), self.mask_token.expand(batch, hidden.shape[1], -1).to(features.dtype)], dim=1)
+        x = x + _gather(self.position.expand(batch, -1, -1), order)
+        for block in self.blocks:
+            x = block(x)
+        predicted = self.leave(x[:, self.keep :]).float()
+        error = (predicted - _gather(target, hidden).float()).square().mean(dim=-1)
+        directions = random_directions(encoder.width, 256, device=target.device, generator=generator)
+        # Tokens at one place of the grid must differ between frames: the test is over frames, place by place.
+        places = target.float().transpose(0, 1)
+        statistic = torch.stack([sigreg(place, directions).mean() for place in places[:: max(1, tokens // 16)]]).mean()
+        return {"prediction": sample_mean(error), "sigreg": (self.sigreg_weight * statistic).expand(batch)}

@@ -1,0 +1,252 @@
+"""Qwen3-VL's first layers as a vision-language trunk into which learned queries are written.
+
+The modules are transformers' own (`Qwen3VLModel`), so published weights load by name; the forward is ours,
+because the sequence here has one fixed layout: every segment lies at a known place, so nothing depends on the
+data's values and positions are plain tensors. A test holds it against transformers' forward.
+
+Layout, causal from left to right (LaWAM C.2)::
+
+    [lead-in] [primary image] [instruction] [latent-action queries] [auxiliary images ...] [action queries]
+
+so the latent-action queries see the primary view and the instruction only, the action queries everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+
+from wamkit.encoders.byte_text import ByteTokenizer
+
+
+@dataclass(frozen=True)
+class Qwen3VLSettings:
+    """Dimensions of the trunk; the defaults are Qwen3-VL-2B cut to 16 layers (papers.md 1.4)."""
+
+    weights: str | None = "Qwen/Qwen3-VL-2B-Instruct"
+    """Local folder or hub id; None: random weights and a byte-level tokenizer."""
+    resolution: int = 256
+    width: int = 2048
+    layers: int = 16
+    heads: int = 16
+    key_value_heads: int = 8
+    head_dim: int = 128
+    mlp_width: int = 6144
+    vocabulary: int = 151936
+    rope_theta: float = 5e6
+    rope_sections: tuple[int, int, int] = (24, 20, 20)
+    vision_width: int = 1024
+    vision_layers: int = 24
+    vision_heads: int = 16
+    vision_mlp_width: int = 4096
+    vision_patch: int = 16
+    vision_position_grid: int = 48
+    deepstack_layers: tuple[int, ...] = (5, 11, 17)
+    max_instruction_tokens: int = 64
+    freeze_token_embeddings: bool = True
+    """True with pretrained weights (papers.md 1.4); embeddings that start random must be trained."""
+
+
+class TrunkOutput(NamedTuple):
+    """Hidden states of the whole sequence, which of them are real, and the queries' among them."""
+
+    hidden: Float[Tensor, "B L D"]
+    valid: Bool[Tensor, "B L"]
+    latent_queries: Float[Tensor, "B Q D"]
+    action_queries: Float[Tensor, "B R D"]
+
+
+class Qwen3VLTrunk(nn.Module):
+    """Images, an instruction and two banks of learned queries to hidden states."""
+
+    def __init__(self, settings: Qwen3VLSettings, *, latent_queries: int, action_queries: int) -> None:
+        from transformers import Qwen3VLConfig, Qwen3VLModel
+
+        super().__init__()
+        self.settings = settings
+        config = Qwen3VLConfig(
+            text_config={
+                "vocab_size": settings.vocabulary,
+                "hidden_size": settings.width,
+                "intermediate_size": settings.mlp_width,
+                "num_hidden_layers": settings.layers,
+                "num_attention_heads": settings.heads,
+                "num_key_value_heads": settings.key_value_heads,
+                "head_dim": settings.head_dim,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": settings.rope_theta,
+                    "mrope_section": list(settings.rope_sections),
+                    "mrope_interleaved": True,
+                },
+            },
+            vision_config={
+                "depth": settings.vision_layers,
+                "hidden_size": settings.vision_width,
+                "intermediate_size": settings.vision_mlp_width,
+                "num_heads": settings.vision_heads,
+                "patch_size": settings.vision_patch,
+                "out_hidden_size": settings.width,
+                "num_position_embeddings": settings.vision_position_grid**2,
+                "deepstack_visual_indexes": list(settings.deepstack_layers),
+            },
+        )
+        self.model = Qwen3VLModel(config)
+        self.latent_query = nn.Parameter(torch.randn(latent_queries, settings.width) * 0.02)
+        self.action_query = nn.Parameter(torch.randn(action_queries, settings.width) * 0.02)
+        self.merged_side = settings.resolution // settings.vision_patch // 2
+        self.tokenizer = ByteTokenizer(settings.max_instruction_tokens) if settings.weights is None else None
+
+    def load_pretrained(self) -> None:
+        """Load the published weights: all vision layers, the first ``layers`` language layers, no lm_head.
+
+        Raises:
+            FileNotFoundError: the folder or hub id cannot be read, with what to do about it.
+        """
+        from transformers import Qwen3VLModel
+
+        if self.settings.weights is None:
+            raise FileNotFoundError("this trunk's config names no weights; set vlm.weights to a folder or hub id")
+        try:
+            published = Qwen3VLModel.from_pretrained(self.settings.weights).state_dict()
+        except OSError as error:
+            raise FileNotFoundError(
+                f"Qwen3-VL weights {self.settings.weights!r} cannot be loaded ({error}); download them once and set"
+                " vlm.weights to the folder, or use a preset that starts from random weights"
+            ) from error
+        wanted = self.model.state_dict()
+        self.model.load_state_dict({name: published[name] for name in wanted})
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
+        """Ids and validity of the instructions, padded on the right."""
+        if self.tokenizer is None:
+            self.tokenizer = _PretrainedTokenizer(str(self.settings.weights), self.settings.max_instruction_tokens)
+        return self.tokenizer(texts)
+
+    def _vision(self, frames: UInt8[Tensor, "n 3 H W"]) -> tuple[Float[Tensor, "n M D"], list[Tensor]]:
+        """Merged patch tokens of each frame and their deepstack features, n x M x D each."""
+        settings, visual = self.settings, self.model.visual
+        n, _, height, width = frames.shape
+        if (height, width) != (settings.resolution, settings.resolution):
+            raise ValueError(f"the policy takes {settings.resolution}x{settings.resolution} frames, got {height}x{width}")
+        patch, merge = settings.vision_patch, 2
+        pixels = frames.to(visual.pos_embed.weight.dtype) / 127.5 - 1.0
+        # Qwen's patch order: blocks of merge x merge patches, each patch (channel, time, row, column), the still
+        # image repeated to fill the temporal patch of two frames.
+        x = pixels.view(n, 3, height // patch // merge, merge, patch, width // patch // merge, merge, patch)
+        x = x.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6).expand(*(-1,) * 6, 2, -1, -1)
+        side = height // patch
+        grid = torch.tensor([[1, side, width // patch]], device=frames.device).expand(n, -1)
+        output = visual(x.reshape(n * side * (width // patch), -1), grid_thw=grid)
+        return output.pooler_output.unflatten(0, (n, -1)), [f.unflatten(0, (n, -1)) for f in output.deepstack_features]
+
+    def _image_positions(self, device: torch.device) -> Int[Tensor, "3 M"]:
+        side = self.merged_side
+        cell = torch.arange(side * side, device=device)
+        return torch.stack([torch.zeros_like(cell), cell // side, cell % side])
+
+    def forward(
+        self,
+        images: Mapping[str, UInt8[Tensor, "B 3 H W"]],
+        image_valid: Mapping[str, Bool[Tensor, "B"]],
+        token_ids: Int[Tensor, "B T"],
+        token_valid: Bool[Tensor, "B T"],
+    ) -> TrunkOutput:
+        """Run the trunk; the first image is the primary view, the others are auxiliary and may be missing."""
+        batch, device = token_ids.shape[0], token_ids.device
+        stacked = torch.cat(list(images.values()))
+        merged, deepstack = self._vision(stacked)
+        views = merged.split(batch)
+        embed = self.model.language_model.embed_tokens
+        start, end = self._special(device)
+        always = torch.ones(batch, 1, dtype=torch.bool, device=device)
+
+        segments: list[Tensor] = []
+        valid: list[Tensor] = []
+        positions: list[Tensor] = []
+        image_slices: list[slice] = []
+        cursor = torch.zeros(batch, 1, dtype=torch.long, device=device)
+        length = 0
+
+        def append(tokens: Tensor, mask: Tensor, relative: Tensor, advance: Tensor | int) -> None:
+            nonlocal cursor, length
+            segments.append(tokens)
+            valid.append(mask.expand(batch, tokens.shape[1]))
+            positions.append(relative.unsqueeze(1) + cursor if relative.ndim == 2 else relative + cursor)
+            cursor = cursor + advance
+            length += tokens.shape[1]
+
+        def line(count: int) -> Tensor:
+            return torch.arange(count, device=device).expand(3, -1)
+
+        def append_image(view: Tensor, mask: Tensor) -> None:
+            append(embed(start).expand(batch, 1, -1), mask, line(1), 1)
+            image_slices.append(slice(length, length + view.shape[1]))
+            append(view, mask, self._image_positions(device), self.merged_side)
+            append(embed(end).expand(batch, 1, -1), mask, line(1), 1)
+
+        cameras = list(images)
+        append_image(views[0], always)
+        append(embed(token_ids), token_valid, line(token_ids.shape[1]), token_valid.sum(dim=1, keepdim=True))
+        latent = slice(length, length + self.latent_query.shape[0])
+        append(self.latent_query.expand(batch, -1, -1), always, line(self.latent_query.shape[0]), len(self.latent_query))
+        for camera, view in zip(cameras[1:], views[1:], strict=True):
+            append_image(view, image_valid[camera].unsqueeze(1))
+        action = slice(length, length + self.action_query.shape[0])
+        append(self.action_query.expand(batch, -1, -1), always, line(self.action_query.shape[0]), len(self.action_query))
+
+        dtype = merged.dtype
+        x = torch.cat([segment.to(dtype) for segment in segments], dim=1)
+        keep = torch.cat(valid, dim=1)
+        position = torch.cat([p.expand(3, batch, -1) for p in positions], dim=2)
+        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        # A padded token may see itself, so that its softmax is defined; no real token sees it.
+        mask = (causal & keep[:, None, None, :]) | torch.eye(length, dtype=torch.bool, device=device)
+        rotary = self.model.language_model.rotary_emb(x, position)
+        for index, layer in enumerate(self.model.language_model.layers):
+            x = layer(x, attention_mask=mask, position_embeddings=rotary)
+            if index < len(deepstack):
+                features = deepstack[index].split(batch)
+                parts = dict(zip((s.start for s in image_slices), features, strict=True))
+                x = _add_at(x, image_slices, [parts[s.start] for s in image_slices])
+        x = self.model.language_model.norm(x)
+        return TrunkOutput(x, keep, x[:, latent], x[:, action])
+
+    def _special(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if self.settings.weights is None:
+            start, end = ByteTokenizer.vision_start, ByteTokenizer.vision_end
+        else:
+            start, end = self.model.config.vision_start_token_id, self.model.config.vision_end_token_id
+        return torch.tensor([start], device=device), torch.tensor([end], device=device)
+
+
+def _add_at(x: Tensor, places: list[slice], values: list[Tensor]) -> Tensor:
+    """``x`` with each value added at its place along the sequence (deepstack)."""
+    pieces, done = [], 0
+    for place, value in zip(places, values, strict=True):
+        pieces += [x[:, done : place.start], x[:, place] + value]
+        done = place.stop
+    return torch.cat([*pieces, x[:, done:]], dim=1)
+
+
+class _PretrainedTokenizer:
+    """Qwen's own tokenizer, read when the first instruction comes."""
+
+    def __init__(self, source: str, max_tokens: int) -> None:
+        from transformers import AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        self.max_tokens = max_tokens
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        encoded = self.tokenizer(
+            list(texts), return_tensors="pt", padding="longest", padding_side="right", pad_to_multiple_of=8
+        )
+        if encoded["input_ids"].shape[1] > self.max_tokens:
+            raise ValueError(f"an instruction has more than {self.max_tokens} tokens: shorten it")
+        return encoded["input_ids"], encoded["attention_mask"].bool()

@@ -1,0 +1,132 @@
+"""The contract of every world action model: `loss`, `act`, `imagine`, stages and capabilities."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypedDict
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from wamkit.encoders.base import VisualEncoder
+from wamkit.errors import WamkitError
+from wamkit.types import ActionChunk, Future, FutureSpace, Losses, Observation, Window
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a model is, in the survey's and the tutorial's terms, and what it can do."""
+
+    coupling: Literal["cascaded", "joint"]
+    modality: Literal["pixel", "latent", "token"]
+    paradigm: Literal["imagine_then_execute", "video_features", "joint_video_action", "auxiliary_video"]
+    act_needs_future: bool
+    """Whether `act` computes a future at test time."""
+    imagines: tuple[FutureSpace, ...]
+    action_conditioned: bool
+    """Whether `imagine` can be given actions or latent actions."""
+    trains_action_free: bool
+    """Whether some stage learns from windows without actions."""
+
+
+class ParameterGroup(TypedDict):
+    """Parameters that share an optimiser setting."""
+
+    name: str
+    params: list[nn.Parameter]
+    lr_scale: float
+    weight_decay: bool
+
+
+class StageError(WamkitError):
+    """A stage that the model does not have, or windows that the stage cannot use."""
+
+
+class WorldActionModel(nn.Module):
+    """Base of all models. A model holds no optimiser, logger or file, and never normalises physical units."""
+
+    name: ClassVar[str]
+    config_class: ClassVar[type]
+    capabilities: ClassVar[Capabilities]
+    config: Any
+
+    @classmethod
+    @abstractmethod
+    def preset(cls, name: str) -> Any:
+        """The config named ``tiny``, ``small`` or ``paper``."""
+
+    @property
+    @abstractmethod
+    def stages(self) -> tuple[str, ...]:
+        """The stages of training, in order."""
+
+    @abstractmethod
+    def prepare_stage(self, stage: str) -> None:
+        """Set which parameters train in ``stage`` and which modules run in training mode."""
+
+    @abstractmethod
+    def loss(self, window: Window, stage: str, generator: torch.Generator | None = None) -> Losses:
+        """Named losses of one batch of windows in one stage, a value for each sample."""
+
+    @abstractmethod
+    def act(
+        self,
+        observation: Observation,
+        *,
+        noise: Float[Tensor, "B K A"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> ActionChunk:
+        """The action chunk for an observation, in normalised units."""
+
+    @abstractmethod
+    def imagine(self, observation: Observation, actions: Float[Tensor, "B K A"] | None = None) -> Future:
+        """What the model expects to see, under its own or the given actions."""
+
+    @property
+    def action_noise_shape(self) -> tuple[int, int] | None:
+        """Chunk length and action width of the noise that `act` starts from; None for deterministic decoders."""
+        return None
+
+    def parameter_groups(self, stage: str) -> list[ParameterGroup]:
+        """The trainable parameters of a stage; by default decayed matrices and undecayed biases, norms and queries."""
+        decayed, plain = [], []
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                (decayed if parameter.ndim >= 2 else plain).append(parameter)
+        groups = [
+            ParameterGroup(name="matrices", params=decayed, lr_scale=1.0, weight_decay=True),
+            ParameterGroup(name="biases_and_norms", params=plain, lr_scale=1.0, weight_decay=False),
+        ]
+        return [group for group in groups if group["params"]]
+
+    def visual_encoder(self, stage: str) -> VisualEncoder | None:
+        """The frozen encoder whose features a feature store may hold for this stage; None where there is none."""
+        return None
+
+    def fsdp_units(self) -> tuple[type[nn.Module], ...]:
+        """The module classes to wrap one by one under FSDP2."""
+        return ()
+
+    def parts(self) -> Mapping[str, Sequence[nn.Module]]:
+        """Named parts, for parameter counts and the latency table."""
+        return {}
+
+    @abstractmethod
+    def fake_window(self, batch_size: int = 2, *, stage: str | None = None, seed: int = 0) -> Window:
+        """A random window of the right shapes, for tests and for counting."""
+
+    def check_stage(self, stage: str) -> None:
+        """Raise `StageError` for an unknown stage."""
+        if stage not in self.stages:
+            raise StageError(f"{self.name} has no stage {stage!r}; its stages are {', '.join(self.stages)}")
+
+    def train_only(self, *modules: nn.Module) -> None:
+        """Freeze everything but these modules, and leave only these in training mode."""
+        self.eval()
+        self.requires_grad_(False)
+        for module in modules:
+            module.requires_grad_(True)
+            module.train()
