@@ -20,7 +20,9 @@ class InfoArguments:
 
 def model_facts() -> dict[str, Any]:
     """What ``wam info --json`` says under ``models``; counted on the meta device, nothing is downloaded."""
-    raise NotImplementedError
+    from wamkit.models import registry
+
+    return {name: registry.describe(name) for name in registry.model_names()}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -51,7 +53,7 @@ def _print_tables(models: dict[str, Any], findings: Sequence[Any]) -> None:
             table.add_row(preset, f"{counts['parameters'] / 1e6:.2f}M", f"{counts['trainable'] / 1e6:.2f}M", parts)
         console.print(table)
         for capability, value in facts["capabilities"].items():
-            console.print(f"  {capability}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+            console.print(f"  {capability}: {', '.join(map(str, value)) if isinstance(value, list | tuple) else value}")
     table = Table("installation", "found", "to mend")
     for finding in findings:
         table.add_row(finding.subject, finding.found, finding.remedy)
