@@ -1,4 +1,4 @@
-"""What every test shares: shape checks at run time, one thread each, no network, and the real recordings where present."""
+"""What every test shares: shape checks at run time, one thread each, no network, the real recordings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def test_data() -> Path:
     location = os.environ.get("WAMKIT_TEST_DATA", "../shared/data")
     path = (REPOSITORY / location).resolve()
     if not path.is_dir():
-        pytest.skip(f"no real recordings at {location}: set WAMKIT_TEST_DATA to the folder that holds droid/, bridge/, ...")
+        pytest.skip(
+            f"no real recordings at {location}: set WAMKIT_TEST_DATA to the folder that holds droid/, bridge/, ..."
+        )
     return path
 
 

@@ -10,7 +10,12 @@ import tomllib
 
 def test_imports_keep_the_layers(repository):
     done = subprocess.run(
-        [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache"],
+        [
+            sys.executable,
+            "-c",
+            "from importlinter.cli import lint_imports_command; lint_imports_command()",
+            "--no-cache",
+        ],
         cwd=repository,
         capture_output=True,
         text=True,

@@ -68,7 +68,10 @@ def test_constraints_are_exact_and_hold_no_address(repository):
 
 def test_every_dependency_is_pinned(repository):
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
-    pins = {line.split("==")[0].lower().replace("_", "-") for line in (repository / "constraints.txt").read_text().splitlines()}
+    pins = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (repository / "constraints.txt").read_text().splitlines()
+    }
     wanted = list(project["dependencies"])
     for extra in project["optional-dependencies"].values():
         wanted += extra

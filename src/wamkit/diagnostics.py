@@ -46,6 +46,7 @@ class Finding:
 
     @property
     def ok(self) -> bool:
+        """Whether nothing needs mending."""
         return not self.remedy
 
 
@@ -86,7 +87,9 @@ def rendering_problem() -> str | None:
         return f"MuJoCo cannot draw with MUJOCO_GL={asked}; unset it, or install what it needs: {install}"
     if len(missing) == 2:
         return f"MuJoCo cannot draw: neither EGL nor OSMesa is on this system. As root: {install}"
-    return f"MuJoCo cannot draw, although {'OSMesa' if 'EGL' in missing else 'EGL'} is on this system. As root: {install}"
+    return (
+        f"MuJoCo cannot draw, although {'OSMesa' if 'EGL' in missing else 'EGL'} is on this system. As root: {install}"
+    )
 
 
 def _python() -> Finding:

@@ -47,7 +47,9 @@ def _print_tables(models: dict[str, Any], findings: Sequence[Any]) -> None:
 
     console = Console()
     for name, facts in models.items():
-        table = Table("preset", "parameters", "trainable", "parts", title=f"{name}: stages {' -> '.join(facts['stages'])}")
+        table = Table(
+            "preset", "parameters", "trainable", "parts", title=f"{name}: stages {' -> '.join(facts['stages'])}"
+        )
         for preset, counts in facts["presets"].items():
             parts = ", ".join(f"{part} {count / 1e6:.2f}M" for part, count in counts["parts"].items())
             table.add_row(preset, f"{counts['parameters'] / 1e6:.2f}M", f"{counts['trainable'] / 1e6:.2f}M", parts)

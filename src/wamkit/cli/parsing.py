@@ -11,14 +11,12 @@ import dataclasses
 import io
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
 import tyro
 
 from wamkit.cli import UsageError
 from wamkit.errors import suggest
-
-Arguments = TypeVar("Arguments")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +59,7 @@ def flags(kind: type, default: Any = None, prefix: str = "") -> Iterator[Flag]:
             yield Flag(name, switch=hint is bool)
 
 
-def parse(
+def parse[Arguments](
     kind: type[Arguments], arguments: Sequence[str], *, verb: str, default: Arguments | None = None, about: str = ""
 ) -> Arguments:
     """Reads a verb's arguments into its config.
@@ -126,7 +124,9 @@ def _one_line(box: str, verb: str) -> str:
 
 
 def _is_positional(hint: Any) -> bool:
-    return any("Positional" in repr(mark) or "_PositionalMarker" in repr(mark) for mark in getattr(hint, "__metadata__", ()))
+    return any(
+        "Positional" in repr(mark) or "_PositionalMarker" in repr(mark) for mark in getattr(hint, "__metadata__", ())
+    )
 
 
 def _field_default(field: dataclasses.Field) -> Any:

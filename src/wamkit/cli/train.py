@@ -17,7 +17,9 @@ def recipe_names() -> tuple[str, ...]:
     """Names of the recipes, found without importing them: each is a module of `wamkit.recipes`."""
     from wamkit import recipes
 
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(recipes.__path__) if not module.name.startswith("_")))
+    return tuple(
+        sorted(module.name for module in pkgutil.iter_modules(recipes.__path__) if not module.name.startswith("_"))
+    )
 
 
 def load_recipe(name: str) -> Any:
@@ -53,7 +55,9 @@ def run(argv: Sequence[str]) -> int:
     name, *rest = argv
     default = load_recipe(name)
     stages = [stage.name for stage in default.stages]
-    config = parse(type(default), [_by_position(token, stages) for token in rest], verb=f"train {name}", default=default)
+    config = parse(
+        type(default), [_by_position(token, stages) for token in rest], verb=f"train {name}", default=default
+    )
 
     from wamkit.cli.progress import progress_bar
     from wamkit.training.loop import train
