@@ -21,10 +21,11 @@ from wamkit.errors import suggest
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """One flag: its dotted name without dashes, and whether it is a switch."""
+    """One flag: its dotted name without dashes, whether it is a switch, and whether it must be given."""
 
     name: str
     switch: bool
+    required: bool
 
     @property
     def negation(self) -> str:
@@ -56,7 +57,8 @@ def flags(kind: type, default: Any = None, prefix: str = "") -> Iterator[Flag]:
         elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from flags(hint, None, name + ".")
         else:
-            yield Flag(name, switch=hint is bool)
+            required = default is None and field.default is field.default_factory is dataclasses.MISSING
+            yield Flag(name, switch=hint is bool, required=required)
 
 
 def parse[Arguments](
@@ -76,6 +78,10 @@ def parse[Arguments](
     """
     known = tuple(flags(kind, default))
     prepared = [_prepared(argument, known, verb) for argument in arguments]
+    if "--help" not in prepared and "-h" not in prepared:
+        given = {argument[2:].partition("=")[0] for argument in prepared if argument.startswith("--")}
+        if missing := [f"--{flag.name}" for flag in known if flag.required and flag.name not in given]:
+            raise UsageError(f"missing {', '.join(missing)}. `wam {verb} --help` explains.")
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -113,13 +119,11 @@ def _prepared(argument: str, known: Sequence[Flag], verb: str) -> str:
 
 def _one_line(box: str, verb: str) -> str:
     """What tyro says in a drawn box, as one line."""
-    if "Required options" in box:
-        # Options stand five columns from the left border, what explains them nine.
-        missing = re.findall(r"^\u2502 {3,6}((?!wam )\S.*?) *\u2502$", box, flags=re.MULTILINE)
-        return f"missing {', '.join(missing)}. `wam {verb} --help` explains."
-    lines = [re.sub(r"[\u2500-\u257f]", "", line).strip() for line in box.splitlines()]
+    border = r"[\u2500-\u257f]|-{4,}|^[|+]|[|+]$"  # drawn, or spelled where the terminal is ASCII
+    lines = [re.sub(border, "", line).strip() for line in box.strip().splitlines()]
     text = " ".join(line for line in lines[1:] if line)
     text = re.sub(r"(Argument helptext:|For full helptext,).*$", "", text).strip()
+    text = re.sub(r"^Missing from wam \w+: ", "missing ", text).replace(" (required)", "")
     return f"{text.rstrip('.')}. `wam {verb} --help` explains."
 
 

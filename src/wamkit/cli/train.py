@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 import re
@@ -40,7 +41,8 @@ def usage() -> str:
         "usage: wam train RECIPE [--any.field VALUE ...]\n\n"
         "Run a recipe: every stage of a model, with exact resume (--resume).\n\n"
         f"recipes: {', '.join(recipe_names()) or '(none)'}\n\n"
-        "Common flags: --output_dir DIR, --seed N, --resume, --dataset.roots DIR [DIR ...], --stages.STAGE.steps N.\n"
+        "Common flags: --output_dir DIR, --seed N, --resume, --dataset.roots DIR [DIR ...], --policy.path DIR,\n"
+        "--preset tiny|small|paper, --stages.STAGE.steps N, --model_config.FIELD VALUE.\n"
         "`wam train RECIPE --help` lists every field of that recipe with its value."
     )
 
@@ -55,9 +57,10 @@ def run(argv: Sequence[str]) -> int:
     name, *rest = argv
     default = load_recipe(name)
     stages = [stage.name for stage in default.stages]
-    config = parse(
-        type(default), [_by_position(token, stages) for token in rest], verb=f"train {name}", default=default
-    )
+    tokens = [_field_of(token, stages) for token in rest]
+    if default.model_config is None and any(token.startswith("--model_config.") for token in tokens):
+        default = dataclasses.replace(default, model_config=_preset_config(default, tokens))
+    config = parse(type(default), tokens, verb=f"train {name}", default=default)
 
     from wamkit.cli.progress import progress_bar
     from wamkit.training.loop import train
@@ -68,11 +71,25 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _by_position(token: str, stages: Sequence[str]) -> str:
-    """``--stages.policy.steps`` -> ``--stages.1.steps``: stages have names, tyro counts them."""
+def _field_of(token: str, stages: Sequence[str]) -> str:
+    """A flag as people say it, as the config's field: ``--stages.policy.steps`` -> ``--stages.1.steps``."""
+    if token == "--policy.path" or token.startswith("--policy.path="):
+        return token.replace("policy.path", "policy_path", 1)
     match = re.match(r"--stages\.([A-Za-z_]\w*)\.(.*)$", token, flags=re.DOTALL)
     if match is None:
         return token
     if match[1] not in stages:
         raise UsageError(f"no stage {match[1]!r} in this recipe.{suggest(match[1], stages)}")
     return f"--stages.{stages.index(match[1])}.{match[2]}"
+
+
+def _preset_config(config: Any, tokens: Sequence[str]) -> Any:
+    """The config of the preset that the command line will choose: what ``--model_config.x`` then changes."""
+    from wamkit.models import registry
+
+    preset = config.preset
+    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+        flag, _, value = token.partition("=")
+        if flag == "--preset":
+            preset = value or following
+    return registry.model_class(config.model).preset(preset)
