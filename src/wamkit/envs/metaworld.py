@@ -177,10 +177,13 @@ class MetaWorldEnvironment(Environment):
             resolution = self._spec.cameras.get(camera, (128, 128))
         size = (resolution, resolution) if isinstance(resolution, int) else resolution
         near = camera == "corner2_near"
-        picture = self._camera.draw(
-            self._sim.data, "corner2" if near else camera, size, position=_CORNER2_NEAR if near else None
+        return self._camera.draw(
+            self._sim.data,
+            "corner2" if near else camera,
+            size,
+            position=_CORNER2_NEAR if near else None,
+            hangs=camera in _HANGING,
         )
-        return np.ascontiguousarray(picture[::-1, ::-1]) if camera in _HANGING else picture
 
     def close(self) -> None:
         """Free the renderers and the simulator."""

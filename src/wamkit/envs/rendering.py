@@ -1,14 +1,19 @@
 """Pictures from MuJoCo without a display: which OpenGL to load, and a renderer that is quick on a CPU.
 
-MuJoCo chooses its OpenGL when it is first imported, from ``MUJOCO_GL``. So :func:`import_mujoco` is the only way that
-wamkit imports it. On a CPU (Mesa's llvmpipe) the time goes into the robot's 68,000 triangles; shadows and reflections
-draw all of them again and multisampling draws each pixel again, so all three are off.
+MuJoCo chooses its OpenGL when it is first imported, from ``MUJOCO_GL``, and without that variable asks for a display.
+So :func:`import_mujoco` is the only way that wamkit imports it, and contexts are made here rather than by
+``mujoco.Renderer``, which would inherit the choice of whoever imported MuJoCo first. On a CPU (Mesa's llvmpipe) the
+time goes into the robot's 68,000 triangles; shadows and reflections draw all of them again and multisampling draws each
+pixel again, so all three are off.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import ctypes.util
+import functools
+import importlib
 import os
 import sys
 import weakref
@@ -28,6 +33,7 @@ class RenderingError(WamkitError):
     """No picture can be made on this machine."""
 
 
+@functools.cache
 def _egl_works() -> bool:
     """Whether some EGL device can be initialised, asked of the library itself (takes milliseconds)."""
     try:
@@ -90,70 +96,118 @@ def import_mujoco() -> ModuleType:
     return mujoco
 
 
-def _closed(renderers: dict) -> None:
-    while renderers:
-        renderers.popitem()[1].close()
+_DISABLED = frozenset({"disable", "disabled", "off", "false", "0"})
+
+
+class _Canvas:
+    """An OpenGL context, a buffer of one size and a scene, freed in the order that OpenGL needs."""
+
+    def __init__(self, model, size: tuple[int, int]) -> None:
+        mujoco = self._mujoco = import_mujoco()
+        backend = choose_backend()
+        if backend in _DISABLED:
+            raise RenderingError(
+                f"There is no OpenGL to draw with (MUJOCO_GL={backend}): unset MUJOCO_GL and {_INSTALL}."
+            )
+        height, width = size
+        # Both are read when the context is made, not when it draws.
+        model.vis.quality.offsamples = 0
+        model.vis.global_.offheight, model.vis.global_.offwidth = height, width
+        try:
+            self._gl = importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
+            self._gl.make_current()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        except Exception as error:  # PyOpenGL, ctypes and MuJoCo each raise their own kinds
+            raise RenderingError(
+                f"OpenGL makes no context (MUJOCO_GL={backend}: {error}): unset MUJOCO_GL, and {_INSTALL}."
+            ) from error
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+        self.scene = mujoco.MjvScene(model, maxgeom=max(1000, 2 * model.ngeom))
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self.scene.flags[flag] = 0
+        self._rect = mujoco.MjrRect(0, 0, width, height)
+        self._size = size
+
+    def draw(self) -> np.ndarray:
+        """The scene as uint8 [H, W, 3]; OpenGL's first row is the lowest."""
+        self._gl.make_current()
+        pixels = np.empty((*self._size, 3), np.uint8)
+        self._mujoco.mjr_render(self._rect, self.scene, self._context)
+        self._mujoco.mjr_readPixels(pixels, None, self._rect, self._context)
+        return pixels
+
+    def close(self) -> None:
+        self._gl.make_current()
+        self._context.free()
+        self._gl.free()
+
+
+def _close_all(canvases: dict[tuple[int, int], _Canvas]) -> None:
+    while canvases:
+        canvases.popitem()[1].close()
 
 
 class Camera:
     """Draws the named cameras of one MuJoCo model, at any size.
 
-    Renderers are made at the first picture of each size and closed explicitly: left to the interpreter's end, they
-    outlive the OpenGL that they belong to and print errors.
+    Contexts are made at the first picture of each size and freed explicitly, at the latest before the interpreter
+    takes OpenGL down.
+
+    Args:
+        model: The MjModel; its off-screen quality settings are changed.
     """
 
     def __init__(self, model) -> None:
         self._model = model
-        self._renderers: dict[tuple[int, int], object] = {}
-        self._finalizer = weakref.finalize(self, _closed, self._renderers)
+        self._canvases: dict[tuple[int, int], _Canvas] = {}
+        self._finalizer = weakref.finalize(self, _close_all, self._canvases)
+        self._finalizer.atexit = False
+        self._option = self._view = None
 
-    def _renderer(self, size: tuple[int, int]):
-        if size in self._renderers:
-            return self._renderers[size]
-        mujoco = import_mujoco()
-        backend = os.environ.get("MUJOCO_GL", "")
-        if backend in {"disable", "disabled", "off", "false", "0"}:
-            raise RenderingError(
-                f"There is no OpenGL to draw with (MUJOCO_GL={backend}): unset MUJOCO_GL and {_INSTALL}."
-            )
-        # Read when the renderer is made, not when it draws.
-        self._model.vis.quality.offsamples = 0
-        self._model.vis.global_.offheight = max(self._model.vis.global_.offheight, size[0])
-        self._model.vis.global_.offwidth = max(self._model.vis.global_.offwidth, size[1])
-        try:
-            renderer = mujoco.Renderer(self._model, height=size[0], width=size[1])
-        except Exception as error:
-            raise RenderingError(
-                f"MuJoCo cannot make an OpenGL context (MUJOCO_GL={backend or 'unset'}): {error}; {_INSTALL}, "
-                "and import wamkit's environments before mujoco."
-            ) from error
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            renderer.scene.flags[flag] = 0
-        self._renderers[size] = renderer
-        return renderer
-
-    def draw(self, data, camera: str, size: tuple[int, int], position: np.ndarray | None = None) -> np.ndarray:
-        """One picture, uint8 [H, W, 3], as MuJoCo orients it.
+    def draw(
+        self,
+        data,
+        camera: str,
+        size: tuple[int, int],
+        *,
+        position: np.ndarray | None = None,
+        hangs: bool = False,
+    ) -> np.ndarray:
+        """One picture, uint8 [H, W, 3], first row on top.
 
         Args:
             data: The simulation's MjData, with positions computed.
             camera: A camera of the model.
             size: (height, width), drawn at this size rather than resized to it.
             position: World position [3] to draw from instead of the camera's own, with its orientation and lens.
+            hangs: The camera hangs upside down: turn its picture by 180 degrees.
+
+        Raises:
+            RenderingError: There is no OpenGL on this machine; says what to install.
         """
-        renderer = self._renderer(size)
-        if position is None:
-            renderer.update_scene(data, camera=camera)
-            return renderer.render()
+        mujoco = import_mujoco()
+        if size not in self._canvases:
+            self._canvases[size] = _Canvas(self._model, size)
+            # After MuJoCo's own hook, which takes EGL down, and therefore run before it.
+            atexit.unregister(self._finalizer)
+            atexit.register(self._finalizer)
+        canvas = self._canvases[size]
+        if self._option is None:
+            self._option, self._view = mujoco.MjvOption(), mujoco.MjvCamera()
+            self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
         index = self._model.camera(camera).id
+        self._view.fixedcamid = index
         own = data.cam_xpos[index].copy()
-        data.cam_xpos[index] = position
-        try:
-            renderer.update_scene(data, camera=camera)
-        finally:
-            data.cam_xpos[index] = own
-        return renderer.render()
+        if position is not None:
+            data.cam_xpos[index] = position
+        mujoco.mjv_updateScene(
+            self._model, data, self._option, None, self._view, mujoco.mjtCatBit.mjCAT_ALL.value, canvas.scene
+        )
+        data.cam_xpos[index] = own
+        pixels = canvas.draw()
+        return np.ascontiguousarray(pixels[:, ::-1] if hangs else pixels[::-1])
 
     def close(self) -> None:
         """Free the OpenGL contexts; drawing again makes new ones."""
-        _closed(self._renderers)
+        atexit.unregister(self._finalizer)
+        _close_all(self._canvases)

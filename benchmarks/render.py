@@ -1,0 +1,94 @@
+"""How many MetaWorld pictures and physics steps a second this machine makes, in one process.
+
+A picture is what an observation costs: the scene is updated, drawn at the asked size (not resized), read back and
+turned upright. Physics steps run with random actions and without pictures.
+
+    python benchmarks/render.py [--resolution 128] [--camera corner2] [--seconds 3] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from wamkit.envs.base import Environment
+from wamkit.envs.registry import make_env
+
+
+def rate(call: Callable[[], object], seconds: float) -> float:
+    """Calls per second, after a warm-up of five."""
+    for _ in range(5):
+        call()
+    calls, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        call()
+        calls += 1
+    return calls / elapsed
+
+
+def physics_rate(env: Environment, seconds: float) -> float:
+    rng = np.random.default_rng(0)
+    env.reset_trial(0, render=False)
+
+    def step() -> None:
+        if env.step_action(rng.uniform(-1, 1, 4), render=False)[2]:
+            env.reset_trial(0, render=False)
+
+    return rate(step, seconds)
+
+
+def commit() -> str:
+    root = Path(__file__).resolve().parent
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=["button-press-topdown-v3", "drawer-open-v3", "pick-place-v3"])
+    parser.add_argument("--camera", default="corner2")
+    parser.add_argument("--resolution", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each measurement")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    options = parser.parse_args()
+
+    rows, versions = {}, {}
+    for task in options.tasks:
+        env = make_env("metaworld", task, resolution=options.resolution, cameras=(options.camera,))
+        env.reset_trial(0, render=False)
+        rows[task] = {
+            "frames_per_s": round(rate(env.render_frame, options.seconds), 1),
+            "steps_per_s": round(physics_rate(env, options.seconds), 1),
+        }
+        versions = dict(env.description.versions)
+        env.close()
+        if not options.json:
+            print(f"{task:28s} {rows[task]['frames_per_s']:7.1f} frames/s {rows[task]['steps_per_s']:9.1f} steps/s")
+    frames = [row["frames_per_s"] for row in rows.values()]
+    result = {
+        "benchmark": "render",
+        "frames_per_s": min(frames),
+        "resolution": options.resolution,
+        "camera": options.camera,
+        "tasks": rows,
+        "rendering": os.environ.get("MUJOCO_GL", ""),
+        "load_average": round(os.getloadavg()[0], 2),
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "versions": versions,
+        "commit": commit(),
+    }
+    if options.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
