@@ -18,10 +18,11 @@ from wamkit.cli.parsing import flags, parse
 # Changing this list changes what people have typed into scripts: say so in docs/log.md when you do.
 SURFACE = """
 demo --output_dir --seed
-record --env.type --env.task --env.resolution --output_dir --episodes --seed --action_noise --resume
+record --env.type --env.task --env.cameras --env.resolution --output_dir --episodes --seed --action_noise \
+--video_rate_hz --workers --resume
 import SOURCE --output_dir --format
 train RECIPE --any.field
-eval --policy.path --env.type --env.task --env.resolution --output_dir --eval.n_episodes --eval.first_trial \
+eval --policy.path --env.type --env.task --env.cameras --env.resolution --output_dir --eval.n_episodes --eval.first_trial \
 --eval.n_action_steps --eval.arms --eval.batch_size --eval.workers --eval.videos --seed --device --resume
 imagine --policy.path --dataset.root --output_dir --seed --device
 bench NAME

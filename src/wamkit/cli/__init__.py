@@ -98,7 +98,8 @@ def _run(verb: str, arguments: list[str]) -> int:
 
 def _line(verb: str, message: object) -> str:
     prefix = f"wam {verb}: " if verb in VERBS else "wam: "
-    return prefix + " ".join(str(message).split())
+    # Messages are written for Python's callers; here the same thing is a flag.
+    return prefix + " ".join(str(message).split()).replace("resume=True", "--resume")
 
 
 def _missing_module(error: ModuleNotFoundError) -> str:

@@ -40,6 +40,8 @@ class EnvFlags:
     """Name of the simulator."""
     task: str = ""
     """One task, or several separated by commas."""
+    cameras: str = ""
+    """Cameras separated by commas; by default the simulator's usual one."""
     resolution: int = 128
     """Pixels of a side at which the cameras are rendered."""
 
@@ -54,16 +56,20 @@ class OptionalEnvFlags:
     """One task, or several separated by commas."""
 
 
+def names(text: str) -> tuple[str, ...]:
+    """``"a, b"`` -> ``("a", "b")``."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def task_list(tasks: str) -> tuple[str, ...]:
-    """``"a, b"`` -> ``("a", "b")``; at least one.
+    """The named tasks; at least one.
 
     Raises:
         WamkitError: No task was named.
     """
-    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
-    if not names:
+    if not names(tasks):
         raise WamkitError("no task: name one or several with --env.task NAME[,NAME...].")
-    return names
+    return names(tasks)
 
 
 def checkpoint_folder(path: Path) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wamkit.cli.groups import EnvFlags, task_list
+from wamkit.cli.groups import EnvFlags, names, task_list
 from wamkit.cli.parsing import parse
 
 
@@ -22,7 +22,11 @@ class RecordArguments:
     seed: int = 0
     """Fixes the initial states and the noise."""
     action_noise: float = 0.0
-    """Standard deviation of Gaussian noise on the expert's actions, in action units: wider coverage of states."""
+    """Standard deviation of the noise on what is executed, in action units: wider coverage of states."""
+    video_rate_hz: float | None = None
+    """Rate at which pictures are new; by default each row has its own."""
+    workers: int | None = None
+    """Simulator processes; by default one a core. Changes no result."""
     resume: bool = False
     """Continue a recording that was interrupted; its finished episodes are kept."""
 
@@ -43,7 +47,10 @@ def run(argv: Sequence[str]) -> int:
             episodes=arguments.episodes,
             seed=arguments.seed,
             resolution=arguments.env.resolution,
+            cameras=names(arguments.env.cameras) or None,
             action_noise=arguments.action_noise,
+            video_rate_hz=arguments.video_rate_hz,
+            workers=arguments.workers,
             resume=arguments.resume,
             progress=progress,
         )
