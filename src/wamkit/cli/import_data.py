@@ -23,6 +23,20 @@ class ImportArguments:
     """Folder of the data set to write."""
     format: str = "auto"
     """Name of the importer; by default it is recognised from the files."""
+    episodes: str = ""
+    """Names of the episodes to import, separated by commas; by default all."""
+    limit: int | None = None
+    """Import at most this many episodes."""
+    skip_broken: bool = False
+    """Leave episodes with missing or broken files out, and list them, instead of stopping at the first."""
+    fps: int | None = None
+    """Rows per second, where the source does not say."""
+    embodiment: str | None = None
+    """Name of the embodiment, where the source does not say."""
+    task: str | None = None
+    """Instruction of every episode, where the source has none."""
+    resume: bool = False
+    """Continue an import that was interrupted; its finished episodes are kept."""
 
 
 def run(argv: Sequence[str]) -> int:
