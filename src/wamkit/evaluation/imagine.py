@@ -1,0 +1,413 @@
+"""``imagine.json``: a world action model measured on held-out windows, and examples of what it imagines.
+
+The metrics themselves are in `world_metrics` and `probes`, on arrays; here the model's methods are called. What a
+model cannot do is written under ``not_measured`` with the reason, never left out.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wamkit.evaluation import world_metrics as metrics
+from wamkit.evaluation.probes import ProbeError, encoder_probe, latent_action_probe
+from wamkit.evaluation.report_figures import SubgoalExample, TransferExample
+from wamkit.evaluation.results import refuse_non_finite
+from wamkit.evaluation.world_metrics import FeatureScale, WorldMetricsError
+from wamkit.types import Window
+
+if TYPE_CHECKING:
+    from wamkit.models.base import WorldActionModel
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out windows in the model's feature space; T counts the frames after the present."""
+
+    windows: tuple[Window, ...]
+    episodes: np.ndarray
+    """Episode of each window, [n]."""
+    features: np.ndarray
+    """[n, 1 + T, N, D]."""
+    frames: np.ndarray
+    """The primary view, uint8 [n, 1 + T, H, W, 3]."""
+    horizon_s: np.ndarray
+    """[T]."""
+    latent_actions: np.ndarray | None
+    """Inferred from each pair of consecutive true frames, [n, T, Q, Z]; None for a model without them."""
+    dropped: int
+    """Windows left out because a frame lies past the episode's end or the camera is missing."""
+
+    @property
+    def scale(self) -> FeatureScale:
+        """Standardisation over all these frames."""
+        return FeatureScale.fit(self.features.reshape(-1, *self.features.shape[2:]))
+
+
+def _device(model: WorldActionModel) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy()
+
+
+def _select(window: Window, keep: Tensor) -> Window:
+    """The rows of a window where ``keep`` holds."""
+
+    def rows(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[keep]
+        if isinstance(value, Mapping):
+            return {key: rows(item) for key, item in value.items()}
+        return tuple(item for item, kept in zip(value, keep.tolist(), strict=True) if kept)
+
+    return replace(window, **{name: rows(value) for name, value in vars(window).items()})
+
+
+@torch.no_grad()
+def encode_held_out(
+    model: WorldActionModel,
+    windows: Iterable[Window],
+    episodes: Sequence[int] | np.ndarray,
+    *,
+    camera: str | None = None,
+) -> HeldOut:
+    """Encode held-out windows once, for all metrics and examples.
+
+    Args:
+        model: A model with ``encode(frames uint8 [n, 3, H, W]) -> [n, N, D]`` and, for latent actions,
+            ``infer_latent_action(u, u_T)`` (a tensor [n, Q, Z] or a posterior with ``mean``).
+        windows: Batches whose frames lie at 0, tau, 2 tau, ...: the model's own horizon, once or several times.
+        episodes: Episode of each window over all batches; unique across data sets.
+        camera: The primary view; by default the first of ``model.config.cameras``, else of the window.
+
+    Raises:
+        WorldMetricsError: For no usable window, or horizons that differ between windows.
+    """
+    device = _device(model)
+    model.eval()
+    episodes = np.asarray(episodes)
+    kept_windows, kept_episodes, features, frames, times, latents = [], [], [], [], [], []
+    seen = dropped = 0
+    for window in windows:
+        view = camera or next(iter(getattr(model.config, "cameras", ())), None) or next(iter(window.frames))
+        if view not in window.frames:
+            raise WorldMetricsError(f"The windows have no camera {view!r}: they have {', '.join(window.frames)}.")
+        keep = window.frame_valid[view].all(dim=1)
+        batch_episodes = episodes[seen : seen + window.batch_size]
+        seen += window.batch_size
+        dropped += int((~keep).sum())
+        if not keep.any():
+            continue
+        window = _select(window, keep)
+        pixels = window.frames[view]
+        count, steps = pixels.shape[:2]
+        encoded = model.encode(pixels.flatten(0, 1).to(device)).float().unflatten(0, (count, steps))
+        if hasattr(model, "infer_latent_action"):
+            inferred = [model.infer_latent_action(encoded[:, t], encoded[:, t + 1]) for t in range(steps - 1)]
+            latents.append(
+                _numpy(torch.stack([getattr(z, "mean", z) if not isinstance(z, Tensor) else z for z in inferred], 1))
+            )
+        kept_windows.append(window)
+        kept_episodes.append(batch_episodes[keep.numpy()])
+        features.append(_numpy(encoded))
+        frames.append(pixels.permute(0, 1, 3, 4, 2).cpu().numpy())
+        times.append(window.frame_times.cpu().numpy())
+    if seen != len(episodes):
+        raise WorldMetricsError(f"{len(episodes)} episode numbers for {seen} windows: give one for each window.")
+    if not features:
+        raise WorldMetricsError(
+            "No held-out window has all its frames: hold out longer episodes or shorten the horizon."
+        )
+    all_times = np.concatenate(times)
+    if not np.allclose(all_times, all_times[:1], atol=0.02):
+        raise WorldMetricsError("The windows' horizons differ: measure one embodiment at a time.")
+    return HeldOut(
+        windows=tuple(kept_windows),
+        episodes=np.concatenate(kept_episodes),
+        features=np.concatenate(features),
+        frames=np.concatenate(frames),
+        horizon_s=all_times[:, 1:].mean(axis=0) - all_times[:, 0].mean(),
+        latent_actions=np.concatenate(latents) if latents else None,
+        dropped=dropped,
+    )
+
+
+def _predictor(model: WorldActionModel, batch: int = 64) -> metrics.Predict:
+    """``model.predict`` on arrays, in pieces."""
+    device = _device(model)
+
+    @torch.no_grad()
+    def predict(features: np.ndarray, conditions: np.ndarray) -> np.ndarray:
+        pieces = [
+            _numpy(
+                model.predict(
+                    torch.from_numpy(np.ascontiguousarray(features[i : i + batch])).to(device),
+                    torch.from_numpy(np.ascontiguousarray(conditions[i : i + batch])).to(device),
+                )
+            )
+            for i in range(0, len(features), batch)
+        ]
+        return np.concatenate(pieces)
+
+    return predict
+
+
+@torch.no_grad()
+def imagined_subgoals(model: WorldActionModel, held_out: HeldOut) -> np.ndarray:
+    """What the policy itself imagines one horizon ahead, from observation and instruction alone: [n, N, D]."""
+    device = _device(model)
+    futures = [model.imagine(window.observation().to(device)) for window in held_out.windows]
+    if any(future.space != "features" for future in futures):
+        raise WorldMetricsError(f"The model imagines {futures[0].space}, not features.")
+    return np.concatenate([_numpy(future.values[:, 0]) for future in futures])
+
+
+@torch.no_grad()
+def _act(
+    model: WorldActionModel,
+    held_out: HeldOut,
+    seed: int,
+    *,
+    subgoals: np.ndarray | None = None,
+    tasks: Sequence[str] = (),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Actions [n, K, A] under noise that ``seed`` fixes, the same for every sample, and which of them are valid."""
+    device, shape = _device(model), model.action_noise_shape
+    actions, valid, start = [], [], 0
+    noise = None if shape is None else torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed))
+    for window in held_out.windows:
+        end = start + window.batch_size
+        observation = window.observation().to(device)
+        if tasks:
+            observation = replace(observation, task=tuple(tasks[start:end]))
+        arguments: dict[str, Any] = {}
+        if noise is not None:
+            arguments["noise"] = noise.expand(window.batch_size, -1, -1).to(device)
+        if subgoals is not None:
+            arguments["subgoal"] = torch.from_numpy(subgoals[start:end]).to(device)
+        chunk = model.act(observation, **arguments)
+        # Padded action dimensions carry nothing: those that no window of the batch uses are left out below.
+        actions.append(_numpy(chunk.actions))
+        valid.append(chunk.valid.cpu().numpy())
+        start = end
+    used = torch.cat([window.action_valid.flatten(0, 1) for window in held_out.windows]).any(dim=0).cpu().numpy()
+    width = int(np.flatnonzero(used).max()) + 1 if used.any() else actions[0].shape[-1]
+    return np.concatenate(actions)[..., :width], np.concatenate(valid)
+
+
+def _belief(model: WorldActionModel, held_out: HeldOut, subgoals: np.ndarray, seed: int) -> dict[str, Any]:
+    partner = metrics.other_episode(held_out.episodes, seed)
+    own, valid = _act(model, held_out, seed, subgoals=subgoals)
+    swapped, _ = _act(model, held_out, seed, subgoals=subgoals[partner])
+    fresh, _ = _act(model, held_out, seed + 1, subgoals=subgoals)
+    return metrics.action_change(own, swapped, fresh, partner, held_out.episodes, valid=valid, seed=seed)
+
+
+def _instruction(model: WorldActionModel, held_out: HeldOut, seed: int) -> dict[str, Any]:
+    tasks = np.array([task for window in held_out.windows for task in window.task])
+    if len(set(tasks)) < 2:
+        raise WorldMetricsError("All held-out windows have the same instruction.")
+    # A partner with another instruction, of whatever episode.
+    partner = metrics.other_episode(np.unique(tasks, return_inverse=True)[1], seed)
+    own, valid = _act(model, held_out, seed)
+    swapped, _ = _act(model, held_out, seed, tasks=tasks[partner].tolist())
+    fresh, _ = _act(model, held_out, seed + 1)
+    return metrics.action_change(own, swapped, fresh, partner, held_out.episodes, valid=valid, seed=seed)
+
+
+def _effect_region(predict: metrics.Predict, held_out: HeldOut) -> dict[str, Any]:
+    scale, present, future = held_out.scale, held_out.features[:, 0], held_out.features[:, 1]
+    latent = held_out.latent_actions[:, 0]
+    neutral = np.broadcast_to(latent.mean(axis=0), latent.shape)
+    effect = scale.distance_map(predict(present, latent), predict(present, neutral))
+    change = scale.distance_map(present, future)
+    return metrics.effect_region(effect, metrics.moving_patches(change), change) | {
+        "arm": "the tenth of the patches that truly changed most"
+    }
+
+
+def imagine_report(
+    model: WorldActionModel,
+    held_out: HeldOut,
+    *,
+    end_effector: Sequence[int] = (0, 1, 2),
+    positions: Mapping[str, np.ndarray] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Every world-model metric that the model and the data allow.
+
+    Args:
+        model: With ``encode``, ``predict(u, z)``, ``imagine(observation)`` and ``act(observation, noise=, subgoal=)``;
+            what is missing is reported as not measured.
+        held_out: From `encode_held_out`, of episodes that were not trained on.
+        end_effector: State dimensions that hold the end effector's position.
+        positions: More quantities at the present frame to look for in the encoder's features, such as
+            ``{"object": [n, 3]}``, a row for each window of ``held_out``.
+        provenance: From `wamkit.evaluation.provenance.collect`.
+        seed: Fixes partners, noise and resampling.
+
+    Returns:
+        The ``imagine.json`` object: ``feature_error``, ``action_dependence``, ``latent_action_probe``,
+        ``subgoal_belief``, ``instruction_dependence``, ``effect_region``, ``encoder_probe``, ``not_measured``
+        (reason by name), ``windows`` and ``provenance``.
+    """
+    scale, features, episodes = held_out.scale, held_out.features, held_out.episodes
+    present, future, latent = features[:, 0], features[:, 1:], held_out.latent_actions
+    state = torch.cat([window.state for window in held_out.windows]).float().numpy()
+    known = torch.cat([window.state_valid for window in held_out.windows]).numpy()
+    hand = list(end_effector)
+    has_hand = state.shape[-1] > max(hand) and bool(known[:, :2][..., hand].all())
+    result: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+
+    def measure(name: str, make: Callable[[], Any]) -> None:
+        try:
+            result[name] = make()
+        except (WorldMetricsError, ProbeError) as error:
+            missing[name] = str(error)
+
+    subgoals: np.ndarray | None = None
+    try:
+        subgoals = imagined_subgoals(model, held_out)
+    except (WorldMetricsError, ValueError, NotImplementedError) as error:
+        missing["policy_subgoal"] = str(error)
+
+    if latent is not None and hasattr(model, "predict"):
+        predict = _predictor(model)
+
+        def error_by_horizon() -> dict[str, Any]:
+            rolled = metrics.roll_out(predict, present, latent)
+            entry = metrics.feature_error(rolled, future, present, held_out.horizon_s, scale, episodes, seed=seed)
+            entry["latent_actions"] = "inferred from the true frames"
+            if subgoals is not None:
+                own = metrics.feature_error(
+                    subgoals[:, None], future[:, :1], present, held_out.horizon_s[:1], scale, episodes, seed=seed
+                )
+                entry["policy"] = {key: own[key][0] for key in ("model", "copy_present", "ratio", "ratio_ci95")}
+            return entry
+
+        measure("feature_error", error_by_horizon)
+        measure(
+            "action_dependence",
+            lambda: {
+                "latent_action": metrics.action_dependence(
+                    predict, present, latent[:, 0], future[:, 0], scale, episodes, seed=seed
+                )
+            },
+        )
+        measure("effect_region", lambda: _effect_region(predict, held_out))
+        missing["action_dependence.action"] = "This model imagines under latent actions, not under robot actions."
+    else:
+        for name in ("feature_error", "action_dependence", "effect_region"):
+            missing[name] = "This model has no latent action that its world model could be driven by."
+
+    no_state = "The held-out windows carry no end-effector position."
+    if latent is None:
+        missing["latent_action_probe"] = "This model has no latent action."
+    elif not has_hand:
+        missing["latent_action_probe"] = no_state
+    else:
+        motion = state[:, 1, hand] - state[:, 0, hand]
+        measure("latent_action_probe", lambda: latent_action_probe(latent[:, 0], motion, episodes, seed=seed))
+
+    where = dict(positions or {})
+    if has_hand:
+        where = {"end_effector": state[:, 0, hand]} | where
+    if where:
+        measure("encoder_probe", lambda: encoder_probe(present, where, episodes, seed=seed))
+    else:
+        missing["encoder_probe"] = no_state
+
+    if subgoals is None or "subgoal" not in inspect.signature(model.act).parameters:
+        missing["subgoal_belief"] = "The action head takes no subgoal from outside."
+    else:
+        measure("subgoal_belief", lambda: _belief(model, held_out, subgoals, seed))
+    measure("instruction_dependence", lambda: _instruction(model, held_out, seed))
+
+    result |= {
+        "not_measured": missing,
+        "windows": {"n": len(features), "episodes": len(np.unique(episodes)), "dropped": held_out.dropped},
+        "provenance": dict(provenance or {}),
+    }
+    refuse_non_finite(result)
+    return result
+
+
+def examples(
+    model: WorldActionModel, held_out: HeldOut, *, count: int = 4, seed: int = 0
+) -> tuple[list[SubgoalExample], list[TransferExample]]:
+    """Pictures for the report, drawn at random among windows with more than the median true motion.
+
+    Args:
+        model: As for `imagine_report`; needs latent actions and ``predict``.
+        held_out: From `encode_held_out`.
+        count: How many of each kind; spread over the instructions.
+        seed: Fixes the draw.
+    """
+    if held_out.latent_actions is None:
+        return [], []
+    rng, scale, predict = np.random.default_rng(seed), held_out.scale, _predictor(model)
+    present, future, latent = held_out.features[:, 0], held_out.features[:, 1], held_out.latent_actions[:, 0]
+    try:
+        subgoals, source = imagined_subgoals(model, held_out), "the policy's own subgoal"
+    except (WorldMetricsError, ValueError, NotImplementedError):
+        subgoals, source = predict(present, latent), "roll-out under the inferred latent action"
+    tasks = [task for window in held_out.windows for task in window.task]
+    change = scale.distance_map(present, future)
+    moving = np.flatnonzero(change.mean(axis=1) >= np.median(change.mean(axis=1)))
+    by_task: dict[str, list[int]] = {}
+    for index in rng.permutation(moving):
+        by_task.setdefault(tasks[index], []).append(int(index))
+    queues = [by_task[task] for task in sorted(by_task)]
+    rounds = (queue[i] for i in range(max(map(len, queues))) for queue in queues if i < len(queue))
+    chosen = [index for index, _ in zip(rounds, range(count), strict=False)]
+    grid = tuple(getattr(getattr(model, "vision_encoder", None), "grid", None) or _square(present.shape[1]))
+
+    def subgoal(i: int) -> SubgoalExample:
+        patch = metrics.mover_patch(present[i], future[i], scale)
+        return SubgoalExample(
+            now=held_out.frames[i, 0],
+            later=held_out.frames[i, 1],
+            grid=grid,
+            patch=patch,
+            similarity_predicted=metrics.similarity_map(present[i], subgoals[i], patch, scale),
+            similarity_true=metrics.similarity_map(present[i], future[i], patch, scale),
+            change_predicted=scale.distance_map(present[i], subgoals[i]),
+            change_true=change[i],
+            label=tasks[i],
+            horizon_s=float(held_out.horizon_s[0]),
+            source=source,
+        )
+
+    def transfer(i: int, j: int) -> TransferExample:
+        applied = predict(present[j : j + 1], latent[i : i + 1])[0]
+        return TransferExample(
+            source_now=held_out.frames[i, 0],
+            source_later=held_out.frames[i, 1],
+            source_change=change[i],
+            target_now=held_out.frames[j, 0],
+            target_change=scale.distance_map(present[j], applied),
+            grid=grid,
+            source_label=tasks[i],
+            target_label=tasks[j],
+        )
+
+    _, kinds = np.unique(tasks, return_inverse=True)
+    partners = metrics.other_episode(kinds if len(set(tasks)) > 1 else held_out.episodes, seed)
+    return [subgoal(i) for i in chosen], [transfer(i, int(partners[i])) for i in chosen]
+
+
+def _square(tokens: int) -> tuple[int, int]:
+    side = round(tokens**0.5)
+    if side * side != tokens:
+        raise WorldMetricsError(f"{tokens} patches are no square grid: give the encoder a `grid`.")
+    return side, side

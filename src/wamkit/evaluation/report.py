@@ -1,0 +1,417 @@
+"""``report.html``: one file that shows a run to a person, works offline, and says what was not measured."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import mimetypes
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wamkit.errors import WamkitError
+from wamkit.evaluation import report_text as text
+from wamkit.evaluation.report_figures import (
+    Chart,
+    SubgoalExample,
+    TransferExample,
+    horizon_chart,
+    subgoal_panels,
+    training_charts,
+    transfer_panels,
+)
+from wamkit.evaluation.results import load_eval, load_json, validate_eval
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class ReportVideo:
+    """A recorded episode to show."""
+
+    path: Path
+    arm: str
+    task: str
+    trial: int
+    success: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """A further picture for the report: PNG bytes or a `Chart`, with a title and a caption."""
+
+    title: str
+    image: bytes | Chart
+    caption: str = ""
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _image(image: bytes | Chart, alt: str = "") -> dict[str, str]:
+    if isinstance(image, Chart):
+        light, dark = (_data_uri(part, "image/png") for part in (image.light, image.dark))
+        return {"light": light, "dark": dark, "alt": image.alt or alt}
+    kind = "image/jpeg" if image[:2] == b"\xff\xd8" else "image/png"
+    return {"light": _data_uri(image, kind), "dark": "", "alt": alt}
+
+
+def _poster(path: Path) -> str:
+    """The middle frame of a video, so that a page that is printed or not yet played shows something."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            frames = stream.frames or 1
+            for index, frame in enumerate(container.decode(stream)):
+                if index >= frames // 2:
+                    buffer = io.BytesIO()
+                    frame.to_image().save(buffer, format="JPEG", quality=80)
+                    return _data_uri(buffer.getvalue(), "image/jpeg")
+    except (av.FFmpegError, IndexError) as error:
+        raise WamkitError(f"The video {path} cannot be decoded ({error}): evaluate again to record it anew.") from None
+    return ""
+
+
+def videos_from_eval(
+    evaluation: Mapping[str, Any], root: Path, *, arms: Sequence[str] | None = None, per_cell: int = 2
+) -> list[ReportVideo]:
+    """Videos that the episodes of an ``eval.json`` name, a few for each arm, task and outcome; failures first.
+
+    Args:
+        evaluation: The object of ``eval.json``.
+        root: The folder that the episodes' ``video`` paths are relative to.
+        arms: Which arms; all by default.
+        per_cell: At most so many successes and so many failures for each arm and task, lowest trials first.
+    """
+    taken: dict[tuple[str, str, bool], int] = {}
+    found = []
+    for episode in sorted(evaluation["episodes"], key=lambda e: (e["success"], e["task"], e["seed"], e["trial"])):
+        cell = (episode["arm"], episode["task"], episode["success"])
+        if not episode.get("video") or (arms is not None and episode["arm"] not in arms):
+            continue
+        if taken.get(cell, 0) < per_cell:
+            taken[cell] = taken.get(cell, 0) + 1
+            found.append(ReportVideo(Path(root) / episode["video"], cell[0], cell[1], episode["trial"], cell[2]))
+    return found
+
+
+def _videos(videos: Iterable[ReportVideo], budget_mb: float) -> dict[str, Any]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    left_out, size = 0, 0
+    order = {"policy": 0}
+    for video in sorted(videos, key=lambda v: (order.get(v.arm, 1), v.arm)):
+        path = Path(video.path)
+        if not path.is_file():
+            raise WamkitError(f"There is no video {path}: leave it out of the report or evaluate again.")
+        size += path.stat().st_size
+        if size > budget_mb * 2**20:
+            left_out += 1
+            continue
+        kind = mimetypes.guess_type(path.name)[0] or "video/mp4"
+        groups.setdefault(text.arm_label(video.arm), []).append(
+            {
+                "source": _data_uri(path.read_bytes(), kind),
+                "poster": _poster(path),
+                "task": video.task,
+                "trial": video.trial,
+                "success": video.success,
+                "note": video.note,
+            }
+        )
+    return {"groups": groups, "left_out": left_out, "budget_mb": budget_mb}
+
+
+def _rate_cell(rate: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if rate is None:
+        return None
+    return {
+        "rate": text.percent(rate["rate"]),
+        "interval": text.interval(rate["ci95"]),
+        "counts": f"{rate['successes']}/{rate['n']}",
+        "at": 100 * rate["rate"],
+        "low": 100 * rate["ci95"][0],
+        "high": 100 * rate["ci95"][1],
+    }
+
+
+def _success(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    arms = evaluation["arms"]
+    main = text.main_arm(evaluation)
+    tasks = sorted({task for arm in arms.values() for task in arm["tasks"]})
+    rows = []
+    for name, arm in arms.items():
+        seeds = [
+            f"seed {seed}: {text.percent(rate['rate'])} of {rate['n']}" for seed, rate in arm.get("seeds", {}).items()
+        ]
+        rows.append(
+            {"label": text.arm_label(name), "main": name == main, "cell": _rate_cell(arm["overall"]), "seeds": seeds}
+        )
+    overall = [entry for entry in evaluation["comparisons"] if entry["task"] is None]
+    per_task = [entry for entry in evaluation["comparisons"] if entry["task"] is not None]
+    retried = sum(episode["retries"] for episode in evaluation["episodes"])
+    return {
+        "rows": rows,
+        "arms": [{"label": text.arm_label(name), "main": name == main} for name in arms],
+        "tasks": [(task, [_rate_cell(arm["tasks"].get(task)) for arm in arms.values()]) for task in tasks],
+        "comparisons": [text.comparison_sentences(entry) for entry in overall],
+        "task_comparisons": [{"task": entry["task"], **text.comparison_sentences(entry)} for entry in per_task],
+        "resolution": text.resolution_sentence(evaluation),
+        "episodes": len(evaluation["episodes"]),
+        "retried": retried,
+    }
+
+
+def _cards(evaluation: Mapping[str, Any] | None, imagine: Mapping[str, Any], latency: Mapping[str, Any] | None):
+    cards = []
+    if evaluation is not None:
+        rate = evaluation["arms"][text.main_arm(evaluation)]["overall"]
+        cards.append(("Success", text.percent(rate["rate"]), f"{text.interval(rate['ci95'])}, n = {rate['n']}"))
+        blind = text.overall_comparison(evaluation, "blind")
+        if blind:
+            points = f"{100 * blind['difference']:+.0f} pts".replace("-", "−")
+            cards.append(("Over its blind self", points, f"{text.signed_interval(blind['ci95'])}, paired"))
+    error = imagine.get("feature_error")
+    if error:
+        low, high = error["ratio_ci95"][0]
+        title = f"Error ÷ copy at {error['horizon_s'][0]:.2g} s"
+        cards.append((title, f"{error['ratio'][0]:.2f}", f"{low:.2f}–{high:.2f}; below 1 is better"))
+    dependence = imagine.get("action_dependence", {}).get("latent_action")
+    if dependence:
+        low, high = dependence["ci95"]
+        cards.append(("Wrong latent action", f"×{dependence['ratio']:.1f} error", f"{low:.1f}–{high:.1f}; 1 = ignored"))
+    total = (latency or {}).get("total", {})
+    if "p50_ms" in total:
+        detail = f"p99 {total['p99_ms']:.3g} ms" if "p99_ms" in total else latency.get("boundary", "")
+        cards.append(("Latency a chunk", f"{total['p50_ms']:.3g} ms", detail))
+    return [{"title": title, "value": value, "detail": detail} for title, value, detail in cards]
+
+
+def _latency(latency: Mapping[str, Any]) -> dict[str, Any]:
+    parts = latency.get("parts", {})
+    longest = max((part["p50_ms"] for part in parts.values()), default=0.0)
+    columns = [
+        key for key in ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms") if any(key in p for p in parts.values())
+    ]
+    rows = [
+        {
+            "name": name.replace("_", " "),
+            "width": 100 * part["p50_ms"] / longest if longest else 0.0,
+            "numbers": [f"{part[key]:.3g}" if key in part else "" for key in columns],
+        }
+        for name, part in parts.items()
+    ]
+    total = latency.get("total")
+    known = {key: value for key, value in latency.items() if key not in ("parts", "total")}
+    return {
+        "columns": [key.removesuffix("_ms") for key in columns],
+        "rows": rows,
+        "total": None if total is None else [f"{total[key]:.3g}" if key in total else "" for key in columns],
+        "conditions": _flat(known),
+    }
+
+
+def _imagine(imagine: Mapping[str, Any]) -> dict[str, Any]:
+    shown: dict[str, Any] = {"raw": imagine}
+    if imagine.get("feature_error"):
+        error = imagine["feature_error"]
+        shown["horizon"] = _image(horizon_chart(error))
+        shown["horizon_rows"] = [
+            (f"{t:.2g} s", f"{model:.3f}", f"{copy:.3f}", f"{ratio:.2f} ({low:.2f}–{high:.2f})")
+            for t, model, copy, ratio, (low, high) in zip(
+                error["horizon_s"],
+                error["model"],
+                error["copy_present"],
+                error["ratio"],
+                error["ratio_ci95"],
+                strict=True,
+            )
+        ]
+    probes = []
+    if imagine.get("latent_action_probe"):
+        probes.append(("latent action → end-effector motion", imagine["latent_action_probe"]))
+    for name, probe in imagine.get("encoder_probe", {}).items():
+        probes.append((f"encoder features → {name.replace('_', ' ')} position", probe))
+    shown["probes"] = [
+        {
+            "name": name,
+            "r2": f"{probe['r2']:.2f}",
+            "interval": f"{probe['ci95'][0]:.2f}–{probe['ci95'][1]:.2f}" if "ci95" in probe else "",
+            "control": f"{probe['control']:.2f}" if "control" in probe else "",
+            "n": f"{probe['n_test']} samples" + (f", {probe['episodes']} episodes" if "episodes" in probe else ""),
+            "at": max(0.0, min(100.0, 100 * probe["r2"])),
+            "low": max(0.0, min(100.0, 100 * probe.get("ci95", [probe["r2"]])[0])),
+            "high": max(0.0, min(100.0, 100 * probe.get("ci95", [probe["r2"]])[-1])),
+        }
+        for name, probe in probes
+    ]
+    return shown
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """A nested record as rows of dotted name and text."""
+    if isinstance(value, Mapping):
+        return [row for key, item in value.items() for row in _flat(item, f"{prefix}.{key}" if prefix else str(key))]
+    if isinstance(value, (list, tuple)) and any(isinstance(item, (Mapping, list, tuple)) for item in value):
+        return [row for index, item in enumerate(value) for row in _flat(item, f"{prefix}[{index}]")]
+    if isinstance(value, (list, tuple)):
+        return [(prefix, " ".join(map(str, value)) or "none")]
+    return [(prefix, "unknown" if value is None else str(value))]
+
+
+def _records(logs: Any) -> list[Mapping[str, Any]]:
+    """Training records from a ``train_log.jsonl``, a sequence of records, or a sequence of either."""
+    if isinstance(logs, Mapping):
+        return [logs]
+    if not isinstance(logs, (str, Path)):
+        return [record for item in logs for record in _records(item)]
+    try:
+        lines = Path(logs).read_text().splitlines()
+    except FileNotFoundError:
+        raise WamkitError(f"There is no training log {logs}: leave it out or train with this --output_dir.") from None
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number == len(lines):
+                break  # a run that was killed leaves half a line at the end
+            raise WamkitError(f"Line {number} of {logs} is not JSON: delete that line.") from None
+    return records
+
+
+def write_report(
+    output_path: Path,
+    *,
+    eval: Mapping[str, Any] | Path | None = None,
+    imagine: Mapping[str, Any] | Path | None = None,
+    training_logs: Path | Sequence[Any] = (),
+    videos: Sequence[ReportVideo] = (),
+    subgoals: Sequence[SubgoalExample] = (),
+    transfers: Sequence[TransferExample] = (),
+    latency: Mapping[str, Any] | None = None,
+    figures: Sequence[ReportFigure] = (),
+    notes: Sequence[str] = (),
+    title: str = "wamkit run",
+    video_budget_mb: float = 24.0,
+) -> Path:
+    """Write one self-contained HTML page; every part may be missing, and a missing one is named on the page.
+
+    Args:
+        output_path: The file; replaced as a whole or not at all.
+        eval: The object of ``eval.json``, or its path. Its ``instruction_swap`` entry, where present, is a list
+            of ``{"scene", "instruction", "successes", "n"}`` shown as a table.
+        imagine: The object of ``imagine.json``, or its path.
+        training_logs: ``train_log.jsonl``, or records with ``stage``, ``step`` and losses.
+        videos: See `videos_from_eval`.
+        subgoals: From `wamkit.evaluation.imagine.examples` or `report_figures.load_examples`.
+        transfers: The same.
+        latency: ``{"parts": {"<part>": {"p50_ms", ...}}, "total": {"p50_ms", ...}, "boundary": ..., ...}``; by
+            default the ``latency`` entry of ``eval``.
+        figures: Further pictures.
+        notes: Sentences to show at the top, such as a caveat of the data.
+        title: What ran.
+        video_budget_mb: Videos beyond this size are left out, and counted on the page.
+
+    Returns:
+        The path written.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    evaluation = (
+        load_eval(eval) if isinstance(eval, (str, Path)) else None if eval is None else validate_eval(dict(eval))
+    )
+    dreams: Mapping[str, Any] = load_json(imagine) if isinstance(imagine, (str, Path)) else imagine or {}
+    latency = latency or (evaluation or {}).get("latency")
+    page = {
+        "title": title,
+        "verdict": text.verdict(evaluation, dreams),
+        "lead": text.lead_sentences(evaluation, dreams),
+        "notes": list(notes),
+        "cards": _cards(evaluation, dreams, latency),
+        "success": None if evaluation is None else _success(evaluation),
+        "videos": _videos(videos, video_budget_mb),
+        "subgoals": [
+            {"label": e.label, "source": e.source, "panels": [(_image(i, c), c) for i, c in subgoal_panels(e)]}
+            for e in subgoals
+        ],
+        "transfers": [
+            {
+                "label": f"{e.source_label} → {e.target_label}",
+                "panels": [(_image(i, c), c) for i, c in transfer_panels(e)],
+            }
+            for e in transfers
+        ],
+        "imagine": _imagine(dreams),
+        "training": [(stage, _image(chart)) for stage, chart in training_charts(_records(training_logs))],
+        "latency": None if latency is None else _latency(latency),
+        "instruction": _instruction(evaluation, dreams),
+        "figures": [(f.title, _image(f.image, f.caption or f.title), f.caption) for f in figures],
+        "provenance": [
+            (name, _flat(record["provenance"]))
+            for name, record in (("eval.json", evaluation or {}), ("imagine.json", dreams))
+            if record.get("provenance")
+        ],
+    }
+    page["absent"] = _absent(page, evaluation, dreams)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template("report.html.j2").render(page, css=(TEMPLATES / "report.css").read_text())
+    output_path = Path(output_path)
+    output_path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output_path.with_name(f".{output_path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(html, encoding="utf-8")
+        os.replace(temporary, output_path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return output_path
+
+
+def _instruction(evaluation: Mapping[str, Any] | None, imagine: Mapping[str, Any]) -> dict[str, Any]:
+    swap = (evaluation or {}).get("instruction_swap", [])
+    return {
+        "sentence": text.instruction_sentence(evaluation) if evaluation else None,
+        "rows": [(row["scene"], row["instruction"], f"{row['successes']}/{row['n']}") for row in swap],
+        "dependence": imagine.get("instruction_dependence"),
+    }
+
+
+def _absent(
+    page: Mapping[str, Any], evaluation: Mapping[str, Any] | None, imagine: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """What this report cannot say, and why."""
+    gaps = [
+        ("Closed-loop success", page["success"], "No evaluation was given; run `wam eval`."),
+        ("Videos", page["videos"]["groups"], "No videos were recorded or given."),
+        ("World-model metrics", imagine, "No imagine.json was given; run `wam imagine`."),
+        ("Subgoal heat maps", page["subgoals"], "No examples were given; run `wam imagine`."),
+        ("Latent-action transfer", page["transfers"], "No examples were given; run `wam imagine`."),
+        ("Training curves", page["training"], "No training log was given."),
+        ("Latency", page["latency"], "Latency was not measured; run `wam bench`."),
+        ("Provenance", page["provenance"], "The results carry no provenance."),
+    ]
+    missing = [(name, reason) for name, value, reason in gaps if not value]
+    if evaluation is not None:
+        for arm in ("no_op", "random", "expert", "blind", "swapped_instruction"):
+            if arm not in evaluation["arms"]:
+                missing.append((f"Arm “{text.arm_label(arm)}”", "This arm was not run; add it to --eval.arms."))
+        if "seeds" not in evaluation["arms"][text.main_arm(evaluation)]:
+            missing.append(
+                ("Spread between seeds", "One seed was evaluated: the interval covers trials, not trainings.")
+            )
+    names = {"action_dependence.action": "Dependence on robot actions", "policy_subgoal": "The policy's own subgoal"}
+    for name, reason in imagine.get("not_measured", {}).items():
+        missing.append((names.get(name, name.replace("_", " ").capitalize()), reason))
+    return missing
