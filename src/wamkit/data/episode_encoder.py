@@ -17,9 +17,12 @@ import av
 import numpy as np
 
 if TYPE_CHECKING:
+    from av.container import OutputContainer
+    from av.video.stream import VideoStream
     from lerobot.configs import VideoEncoderConfig
 
 _STATISTICS_PIXELS = 16  # image statistics come from a grid of about this many pixels a side, of every frame
+_SMALL_FRAME_PIXELS = 256 * 256  # below this, threads cost the encoder more than they bring
 _QUANTILES = (0.01, 0.10, 0.50, 0.90, 0.99)
 
 
@@ -31,24 +34,31 @@ class _CameraFile:
         self._fps = fps
         self._config = config
         self._samples: list[np.ndarray] = []
-        self._container: av.container.OutputContainer | None = None
+        self._container: OutputContainer | None = None
+        self._stream: VideoStream | None = None
 
     def add(self, image: np.ndarray) -> None:
-        if self._container is None:
-            self._container = av.open(str(self.path), "w")
-            options = self._config.get_codec_options(1, as_strings=True)
-            self._stream = self._container.add_stream(self._config.vcodec, self._fps, options=options)
-            self._stream.height, self._stream.width = image.shape[:2]
-            self._stream.pix_fmt = self._config.pix_fmt
-            self._stream.time_base = Fraction(1, self._fps)
+        if self._container is None or self._stream is None:
+            self._container, self._stream = self._open(image)
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
         frame.pts, frame.time_base = len(self._samples), Fraction(1, self._fps)
         self._container.mux(self._stream.encode(frame))
         step = max(1, min(image.shape[:2]) // _STATISTICS_PIXELS)
         self._samples.append(image[::step, ::step].copy())
 
+    def _open(self, image: np.ndarray) -> tuple[OutputContainer, VideoStream]:
+        container = av.open(str(self.path), "w")
+        threads = 1 if image.shape[0] * image.shape[1] <= _SMALL_FRAME_PIXELS else None
+        options = self._config.get_codec_options(threads, as_strings=True)
+        stream = container.add_stream(self._config.vcodec, self._fps, options=options)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width = image.shape[:2]
+        stream.pix_fmt = self._config.pix_fmt
+        stream.time_base = Fraction(1, self._fps)
+        return container, stream
+
     def close(self) -> None:
-        if self._container is not None:
+        if self._container is not None and self._stream is not None:
             self._container.mux(self._stream.encode(None))
             self._container.close()
             self._container = None

@@ -17,23 +17,27 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from wamkit.data.lerobot_files import (
+    EXTRA_PATH,
+    IMAGE_PREFIX,
+    SUCCESS_FEATURE,
+    DatasetError,
+    dimension_names,
+    existing,
+    is_depth,
+    read_episode_table,
+    read_info,
+    read_json,
+    read_parquet,
+)
 from wamkit.data.video import VideoError, frames_at
-from wamkit.errors import WamkitError, suggest
+from wamkit.errors import suggest
 
-CODEBASE_VERSION = "v3.0"
-IMAGE_PREFIX = "observation.images."
-SUCCESS_FEATURE = "next.success"
-EXTRA_PATH = Path("meta/wamkit.json")
-"""What LeRobot's info.json has no field for: its writer would drop unknown keys, and its reader warn about them."""
+__all__ = ["DatasetError", "Episode", "LeRobotSource"]
 
 _TIME_SLACK = 1e-3  # of a row's duration; time stamps are float32 in the parquet files
 _FINGERPRINT_BYTES = 1 << 16
-
-
-class DatasetError(WamkitError):
-    """A data set that cannot be read as it is; the message names the episode or file and what to do."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Episode:
     """Its first row in :meth:`LeRobotSource.column`."""
     success: bool | None = None
     """None where the recording does not say."""
+    absent_cameras: tuple[str, ...] = ()
+    """Cameras of the data set that this episode lacks; their frames are black."""
 
     @property
     def rows(self) -> slice:
@@ -77,8 +83,8 @@ class LeRobotSource:
     def __init__(self, root: Path | str, *, repo_id: str | None = None, embodiment: str | None = None):
         self.root = Path(root)
         self.repo_id = repo_id or self.root.name
-        self.info = _read_info(self.root)
-        self.extra = _read_json(self.root / EXTRA_PATH) if (self.root / EXTRA_PATH).is_file() else {}
+        self.info = read_info(self.root)
+        self.extra = read_json(self.root / EXTRA_PATH) if (self.root / EXTRA_PATH).is_file() else {}
         self.features: dict[str, dict[str, Any]] = self.info["features"]
         self.fps = float(self.info["fps"])
         """Rows per second."""
@@ -88,10 +94,10 @@ class LeRobotSource:
         self.cameras = tuple(
             key.removeprefix(IMAGE_PREFIX)
             for key, feature in self.features.items()
-            if feature["dtype"] == "video" and key.startswith(IMAGE_PREFIX) and not _is_depth(feature)
+            if feature["dtype"] == "video" and key.startswith(IMAGE_PREFIX) and not is_depth(feature)
         )
         self._columns: dict[str, np.ndarray] = {}
-        self._table = _read_episode_table(self.root)
+        self._table = read_episode_table(self.root)
         self._check_counts()
 
     def __repr__(self) -> str:
@@ -106,6 +112,7 @@ class LeRobotSource:
     def episodes(self) -> tuple[Episode, ...]:
         """All episodes in order; the position in the tuple is ``Episode.index``."""
         success = self.column(SUCCESS_FEATURE) if SUCCESS_FEATURE in self.features else None
+        absent: dict[str, list[str]] = self.extra.get("absent_cameras", {})
         episodes = []
         for row in self._table:
             start, length = int(row["dataset_from_index"]), int(row["length"])
@@ -116,6 +123,7 @@ class LeRobotSource:
                     task=self._task(row),
                     from_row=start,
                     success=None if success is None else bool(np.any(success[start : start + length])),
+                    absent_cameras=tuple(absent.get(str(row["episode_index"]), ())),
                 )
             )
         return tuple(episodes)
@@ -139,7 +147,7 @@ class LeRobotSource:
         path = self.root / "meta/stats.json"
         if not path.is_file():
             return {}
-        stats = _read_json(path)
+        stats = read_json(path)
         return {
             feature: {name: np.atleast_1d(np.asarray(value)) for name, value in values.items()}
             for feature, values in stats.items()
@@ -263,7 +271,7 @@ class LeRobotSource:
         return checked
 
     def verify_files(self) -> None:
-        """Raises a :class:`DatasetError` that lists every data and video file that the episodes need and that is absent."""
+        """Raises a :class:`DatasetError` that lists the data and video files that episodes need and that are absent."""
         absent = {path for path in self._data_files if not path.is_file()}
         for camera in self.cameras:
             for row in self._table:
@@ -283,12 +291,12 @@ class LeRobotSource:
         digest.update(json.dumps([self.info, self.extra], sort_keys=True).encode())
         digest.update(json.dumps(self._table, sort_keys=True, default=str).encode())
         for path in self._data_files:
-            digest.update(_existing(path).read_bytes())
+            digest.update(existing(path).read_bytes())
         videos = {
             self._video_span(camera, int(row["episode_index"])).path for camera in self.cameras for row in self._table
         }
         for path in sorted(videos):
-            size = _existing(path).stat().st_size
+            size = existing(path).stat().st_size
             digest.update(f"{path.relative_to(self.root)}:{size}".encode())
             with path.open("rb") as file:
                 digest.update(file.read(_FINGERPRINT_BYTES))
@@ -306,8 +314,8 @@ class LeRobotSource:
 
     @cached_property
     def _tasks(self) -> dict[int, str]:
-        path = _existing(self.root / "meta/tasks.parquet")
-        table = _read_parquet(path, None).to_pydict()
+        path = existing(self.root / "meta/tasks.parquet")
+        table = read_parquet(path, None).to_pydict()
         texts = table.get("task", table.get("__index_level_0__"))
         if texts is None:
             raise DatasetError(f"{path} has no column 'task': restore the file, or record or import again.")
@@ -340,20 +348,10 @@ class LeRobotSource:
         return _VideoSpan(self.root / name, float(row[f"videos/{key}/from_timestamp"]))
 
     def _names(self, feature: str) -> tuple[str, ...] | None:
-        if feature not in self.features:
-            return None
-        names = self.features[feature].get("names")
-        if isinstance(names, Mapping):  # {"motors": [...]}
-            names = next(iter(names.values()))
-        if isinstance(names, Sequence) and len(names) == 1 and isinstance(names[0], Sequence):
-            names = names[0] if not isinstance(names[0], str) else names  # [[...]], as some converters write
-        size = int(np.prod(self.features[feature]["shape"]))
-        if not names or len(names) != size:
-            names = [f"{feature}_{index}" for index in range(size)]
-        return tuple(str(name) for name in names)
+        return dimension_names(feature, self.features[feature]) if feature in self.features else None
 
     def _read_column(self, path: Path, name: str) -> np.ndarray:
-        table = _read_parquet(path, [name])
+        table = read_parquet(path, [name])
         values = table.column(name).combine_chunks()
         shape = tuple(int(size) for size in self.features[name]["shape"])
         if pa.types.is_string(values.type):
@@ -394,63 +392,3 @@ class LeRobotSource:
                 f"{counted[0]} with {counted[1]}: the recording was interrupted; resume it (resume=True), which keeps "
                 "every finished episode."
             )
-
-
-def _read_info(root: Path) -> dict[str, Any]:
-    if not root.is_dir():
-        raise DatasetError(f"There is no data set at {root}: check the path, or record or import one.")
-    path = root / "meta/info.json"
-    if not path.is_file():
-        raise DatasetError(f"{root} is not a LeRobotDataset (no meta/info.json): convert it with `wam import {root}`.")
-    info = _read_json(path)
-    version = str(info.get("codebase_version", "unknown"))
-    if not version.startswith("v3."):
-        raise DatasetError(
-            f"{root} is a LeRobotDataset {version}, and {CODEBASE_VERSION} is read: convert it with `wam import {root}`."
-        )
-    return info
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DatasetError(
-            f"{path} cannot be read ({error}): restore the file; if a recording was interrupted, resume it."
-        ) from error
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise DatasetError(f"{path} is missing: restore the file, or record or import again.")
-    return path
-
-
-def _read_parquet(path: Path, columns: list[str] | None) -> pa.Table:
-    try:
-        return pq.read_table(_existing(path), columns=columns, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}): the file is truncated or damaged; restore it, or "
-            "leave its episodes out."
-        ) from error
-
-
-def _read_episode_table(root: Path) -> list[dict[str, Any]]:
-    """Rows of ``meta/episodes`` without the statistics, in the order of the files."""
-    rows: list[dict[str, Any]] = []
-    for path in sorted((root / "meta/episodes").glob("*/*.parquet")):
-        try:
-            names = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
-        except (pa.ArrowException, OSError) as error:
-            raise DatasetError(
-                f"{path} cannot be read ({str(error).splitlines()[0]}): restore the file; if a recording was "
-                "interrupted, resume it (resume=True), which keeps every finished episode."
-            ) from error
-        rows += _read_parquet(path, names).to_pylist()
-    return rows
-
-
-def _is_depth(feature: Mapping[str, Any]) -> bool:
-    info = feature.get("info") or feature.get("video_info") or {}
-    return bool(info.get("is_depth_map") or info.get("video.is_depth_map"))

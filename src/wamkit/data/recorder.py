@@ -6,18 +6,20 @@ reference appends to one file and writes its footer at the end: a killed recordi
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import av
+import av.logging
 import numpy as np
+from av.error import FFmpegError
 
 from wamkit.data.embodiments import embodiment_id
 from wamkit.data.episode_encoder import EpisodeEncoder
-from wamkit.data.lerobot import EXTRA_PATH, IMAGE_PREFIX, SUCCESS_FEATURE, DatasetError
+from wamkit.data.lerobot_files import EXTRA_PATH, IMAGE_PREFIX, SUCCESS_FEATURE, DatasetError
 from wamkit.data.recovery import MARKER_PATH, recover, write_exact_statistics, write_json
 from wamkit.errors import suggest
 
@@ -114,11 +116,10 @@ class LeRobotRecorder:
                 video_backend="pyav",
             )
             write_json(self.root / EXTRA_PATH, extra)
-        self._file_limits = (100, 200)
         dataset.meta.info.data_files_size_in_mb = _ONE_EPISODE_A_FILE_MB  # type: ignore[assignment]
         dataset.meta.info.video_files_size_in_mb = _ONE_EPISODE_A_FILE_MB  # type: ignore[assignment]
         dataset.meta._metadata_buffer_size = 1
-        dataset.writer = DatasetWriter(
+        self._writer = dataset.writer = DatasetWriter(
             meta=dataset.meta,
             root=dataset.root,
             rgb_encoder=encoder,
@@ -135,6 +136,11 @@ class LeRobotRecorder:
     def episodes(self) -> int:
         """Finished episodes in the data set."""
         return self._dataset.meta.total_episodes
+
+    @property
+    def rows(self) -> int:
+        """Rows of the finished episodes."""
+        return self._dataset.meta.total_frames
 
     @property
     def frames(self) -> int:
@@ -197,15 +203,20 @@ class LeRobotRecorder:
             raise DatasetError(f"Episode {self.episodes} has no frames: call add_frame before save_episode.")
         dataset, index = self._dataset, self.episodes
         if self._record_success:
-            dataset.writer.episode_buffer[SUCCESS_FEATURE][-1] = np.array([bool(success)])
+            self._writer.episode_buffer[SUCCESS_FEATURE][-1] = np.array([bool(success)])
         with self._disk_errors(), SuppressProgressBars():
             dataset.save_episode()
             # Footers now, not at the end; the next episode starts files of its own.
-            dataset.writer.close_writer()
+            self._writer.close_writer()
             dataset.meta._close_writer()
             write_json(self.root / MARKER_PATH, dataset.meta.info.to_dict())
         self._frames = 0
         return index
+
+    def set_metadata(self, **entries: Any) -> None:
+        """Sets entries of ``meta/wamkit.json`` at once."""
+        path = self.root / EXTRA_PATH
+        write_json(path, {**json.loads(path.read_text()), **entries})
 
     def discard_episode(self) -> None:
         """Throws the running episode away."""
@@ -217,12 +228,15 @@ class LeRobotRecorder:
         """Closes the data set: exact statistics, totals, no trace of the recording. Discards an unfinished episode."""
         if self._closed:
             return
+        from lerobot.datasets.utils import DEFAULT_DATA_FILE_SIZE_IN_MB, DEFAULT_VIDEO_FILE_SIZE_IN_MB
+
         self._closed = True
         self.discard_episode()
         with self._disk_errors():
             self._dataset.finalize()
             info = self._dataset.meta.info
-            info.data_files_size_in_mb, info.video_files_size_in_mb = self._file_limits
+            info.data_files_size_in_mb = DEFAULT_DATA_FILE_SIZE_IN_MB
+            info.video_files_size_in_mb = DEFAULT_VIDEO_FILE_SIZE_IN_MB
             write_json(self.root / "meta/info.json", info.to_dict())
             if self.episodes:
                 write_exact_statistics(self.root)
@@ -239,7 +253,7 @@ class LeRobotRecorder:
         self.finalize()
         if pending and error is None:
             raise DatasetError(
-                f"Episode {index} was dropped with {pending} frames: call save_episode or discard_episode before the end."
+                f"Episode {index} was dropped with {pending} frames: end it with save_episode or discard_episode."
             )
 
     def _checked(self, key: str, value: Any, where: str) -> Any:
@@ -269,12 +283,12 @@ class LeRobotRecorder:
         """After a failed write: closes what is open and removes the broken episode's files."""
         self._closed, self._frames = True, 0
         dataset = self._dataset
-        for close in (dataset.writer.cancel_pending_videos, dataset.writer.close_writer, dataset.meta._close_writer):
+        for close in (self._writer.cancel_pending_videos, self._writer.close_writer, dataset.meta._close_writer):
             try:
                 close()
             except Exception:
                 continue  # the first error is the one to tell
-        dataset.writer._finalized = dataset.meta._finalized = dataset._is_finalized = True
+        self._writer._finalized = dataset.meta._finalized = dataset._is_finalized = True
         recover(self.root)
 
     def _refuse_other_features(self, dataset: Any) -> None:
@@ -308,12 +322,12 @@ class _DiskErrors:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, OSError | av.FFmpegError):
+        if isinstance(error, OSError | FFmpegError):
             index = self._recorder.episodes
             self._recorder._give_up()
             raise DatasetError(
-                f"Episode {index} could not be written to {self._recorder.root} ({error}): free disk space and go on with "
-                "resume=True; the finished episodes are intact."
+                f"Episode {index} could not be written to {self._recorder.root} ({error}): free disk space and go on "
+                "with resume=True; the finished episodes are intact."
             ) from error
 
 

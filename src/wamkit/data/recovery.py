@@ -17,8 +17,10 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from av.error import FFmpegError
 
-from wamkit.data.lerobot import IMAGE_PREFIX, DatasetError, LeRobotSource
+from wamkit.data.lerobot import LeRobotSource
+from wamkit.data.lerobot_files import IMAGE_PREFIX, DatasetError
 
 MARKER_PATH = Path("meta/recording.json")
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
@@ -113,7 +115,7 @@ def _episode_statistics(root: Path, features: list[str]) -> list[dict[str, dict[
     episodes = []
     for path in sorted((root / "meta/episodes").glob("*/*.parquet")):
         names = [n for n in pq.read_schema(path).names if n.startswith("stats/") and n.split("/")[1] in features]
-        for row in pq.read_table(path, columns=names, partitioning=None).to_pylist():
+        for row in _rows(path, names):
             episode: dict[str, dict[str, np.ndarray]] = {feature: {} for feature in features}
             for name, value in row.items():
                 _, feature, statistic = name.split("/")
@@ -122,12 +124,17 @@ def _episode_statistics(root: Path, features: list[str]) -> list[dict[str, dict[
     return episodes
 
 
+def _rows(path: Path, columns: list[str]) -> list[dict[str, Any]]:
+    with pq.ParquetFile(path) as file:
+        return file.read(columns=columns).to_pylist()
+
+
 def _finished_episodes(root: Path, info: dict[str, Any]) -> list[dict[str, Any]]:
     episodes: list[dict[str, Any]] = []
     for path in sorted((root / "meta/episodes").glob("*/*.parquet")):
         try:
             names = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
-            rows = pq.read_table(path, columns=names, partitioning=None).to_pylist()
+            rows = _rows(path, names)
         except (pa.ArrowException, OSError):
             break
         for row in rows:
@@ -144,7 +151,7 @@ def _files_whole(root: Path, info: dict[str, Any], row: dict[str, Any]) -> bool:
         for video in videos:
             with av.open(str(root / video)) as container:
                 container.streams.video[0]
-    except (pa.ArrowException, av.FFmpegError, OSError, IndexError):
+    except (pa.ArrowException, FFmpegError, OSError, IndexError):
         return False
     return True
 
@@ -198,8 +205,8 @@ def _restore_tasks(root: Path, info: dict[str, Any], episodes: list[dict[str, An
     tasks: dict[int, str] = {}
     for row in episodes:
         data, _ = _files(info, row)
-        columns = pq.read_table(root / data, columns=["episode_index", "task_index"], partitioning=None).to_pydict()
-        numbers = {t for e, t in zip(*columns.values(), strict=True) if e == row["episode_index"]}
+        rows = _rows(root / data, ["episode_index", "task_index"])
+        numbers = {entry["task_index"] for entry in rows if entry["episode_index"] == row["episode_index"]}
         if len(numbers) == 1 and len(row["tasks"]) == 1:
             tasks[numbers.pop()] = row["tasks"][0]
     names = [tasks.get(number, f"unknown task {number}") for number in range(max(tasks) + 1)]

@@ -12,6 +12,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.error import FFmpegError
 
 from wamkit.errors import WamkitError
 
@@ -57,7 +58,7 @@ def iterate_frames(path: Path, *, start_s: float = 0.0) -> Iterator[tuple[float,
             for frame in container.decode(stream):
                 if frame.pts is not None:
                     yield float(frame.pts * time_base), frame
-    except (av.FFmpegError, OSError) as error:
+    except (FFmpegError, OSError) as error:
         reason = str(error).split("] ", 1)[-1].split(": '")[0]
         raise VideoError(
             f"The video {path} cannot be decoded ({reason}): restore the file, or leave its episodes out."
@@ -104,3 +105,14 @@ def frames_at(path: Path, times_s: np.ndarray, *, tolerance_s: float) -> Iterato
         if chosen is not nearest:
             chosen, picture = nearest, nearest[1].to_ndarray(format="rgb24")
         yield nearest[0], picture
+
+
+def video_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a video file.
+
+    Raises:
+        VideoError: If the file is missing or cannot be decoded.
+    """
+    for _, frame in iterate_frames(path):
+        return frame.height, frame.width
+    raise VideoError(f"The video {path} has no frames: restore the file, or leave its episodes out.")
