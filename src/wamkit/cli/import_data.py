@@ -9,8 +9,9 @@ from typing import Annotated
 
 import tyro
 
+from wamkit.cli.groups import names
 from wamkit.cli.parsing import parse
-from wamkit.errors import WamkitError, suggest
+from wamkit.errors import WamkitError
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,25 @@ class ImportArguments:
 def run(argv: Sequence[str]) -> int:
     """Runs the verb."""
     arguments = parse(ImportArguments, argv, verb="import")
-    from wamkit.data import importers
-
     if not arguments.source.exists():
         raise WamkitError(f"{arguments.source} does not exist; name the folder that holds the recordings.")
-    name = importers.detect(arguments.source) if arguments.format == "auto" else arguments.format
-    if name not in importers.IMPORTERS:
-        raise WamkitError(f"no importer {name!r}.{suggest(name, importers.IMPORTERS)}")
-    print(importers.IMPORTERS[name](arguments.source, arguments.output_dir))
+
+    from wamkit.cli.progress import progress_bar
+    from wamkit.data.importers import import_recording
+
+    with progress_bar("importing") as progress:
+        summary = import_recording(
+            arguments.source,
+            arguments.output_dir,
+            format=None if arguments.format == "auto" else arguments.format,
+            episodes=names(arguments.episodes) or None,
+            limit=arguments.limit,
+            skip_broken=arguments.skip_broken,
+            resume=arguments.resume,
+            fps=arguments.fps,
+            embodiment=arguments.embodiment,
+            task=arguments.task,
+            progress=progress,
+        )
+    print(summary)
     return 0

@@ -73,8 +73,6 @@ def run(argv: Sequence[str]) -> int:
 
 def _field_of(token: str, stages: Sequence[str]) -> str:
     """A flag as people say it, as the config's field: ``--stages.policy.steps`` -> ``--stages.1.steps``."""
-    if token == "--policy.path" or token.startswith("--policy.path="):
-        return token.replace("policy.path", "policy_path", 1)
     match = re.match(r"--stages\.([A-Za-z_]\w*)\.(.*)$", token, flags=re.DOTALL)
     if match is None:
         return token
