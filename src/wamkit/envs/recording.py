@@ -20,7 +20,7 @@ from typing import Any
 
 from wamkit.envs.base import EnvError, Environment, EnvSpec
 from wamkit.envs.demonstration import Demonstration, DemonstrationSettings, demonstrate, picture_stride
-from wamkit.envs.registry import make_env
+from wamkit.envs.registry import instruction, make_env
 from wamkit.envs.worker_process import prepare_worker
 
 TRIALS_PATH = Path("meta/trials.jsonl")
@@ -184,18 +184,17 @@ class _Recording:
     ) -> None:
         self.simulation, self.tasks, self.root, self.episodes = simulation, tasks, root, episodes
         self.progress = progress
-        # An unknown task is told before anything is written.
-        self.specs = {task: self._describe(task) for task in tasks}
+        for task in tasks:  # an unknown one is told before anything starts
+            instruction(simulation.env_type, task)
         self.settings = {**asdict(simulation.settings), **dict(simulation.env_options)}
         self.settings = json.loads(json.dumps(self.settings))
         self.resume = resume and root.exists()
         self.log = self._read_log() if self.resume else []
         self.pending: dict[tuple[str, int], Future] = {}
 
-    def _describe(self, task: str) -> EnvSpec:
-        env = self.simulation.make(task)
+    def _describe(self) -> EnvSpec:
+        env = self.simulation.make(self.tasks[0])
         env.close()
-        picture_stride(env.description, self.simulation.settings.video_rate_hz)
         return env.description
 
     def _read_log(self) -> list[dict[str, Any]]:
@@ -213,16 +212,18 @@ class _Recording:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def run(self, workers: int) -> RecordingSummary:
-        # LeRobot's writer brings torch along: in this process only, the workers stay light.
-        from wamkit.data.recorder import LeRobotRecorder
-
         start = time.perf_counter()
-        spec = self.specs[self.tasks[0]]
-        stride = picture_stride(spec, self.simulation.settings.video_rate_hz)
-        versions = dict(spec.versions)
-        with (
-            _executor(workers) as pool,
-            LeRobotRecorder(
+        in_flight = 2 * max(1, workers)
+        with _executor(workers) as pool:
+            if workers:  # simulate while this process still imports
+                self._fill(pool, 0, in_flight)
+            spec = self._describe()
+            stride = picture_stride(spec, self.simulation.settings.video_rate_hz)
+            # LeRobot's writer brings torch along: in this process only, the workers stay light.
+            from wamkit.data.recorder import LeRobotRecorder
+
+            metadata = {"source": f"{spec.name} expert", "versions": dict(spec.versions), "recording": self.settings}
+            with LeRobotRecorder(
                 self.root,
                 spec.rate_hz,
                 dict(spec.cameras),
@@ -231,11 +232,10 @@ class _Recording:
                 spec.embodiment,
                 extra_features={"action_executed": spec.action_names},
                 video_rate_hz=spec.rate_hz / stride,
-                metadata={"source": f"{spec.name} expert", "versions": versions, "recording": self.settings},
+                metadata=metadata,
                 resume=self.resume,
-            ) as recorder,
-        ):
-            self._record_all(recorder, pool, in_flight=2 * max(1, workers))
+            ) as recorder:
+                self._record_all(recorder, pool, in_flight)
         kept = [line for line in self.log if line["success"]]
         per_task = {task: [line["steps"] for line in kept if line["task"] == task] for task in self.tasks}
         failed = [line["task"] for line in self.log if not line["success"]]
