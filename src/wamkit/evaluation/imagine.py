@@ -96,7 +96,10 @@ def encode_held_out(
     episodes = np.asarray(episodes)
     kept_windows, kept_episodes, features, frames, times, latents = [], [], [], [], [], []
     seen = dropped = 0
+    mismatch = WorldMetricsError(f"There are {len(episodes)} episode numbers: give exactly one for each window.")
     for window in windows:
+        if seen + window.batch_size > len(episodes):
+            raise mismatch
         view = camera or next(iter(getattr(model.config, "cameras", ())), None) or next(iter(window.frames))
         if view not in window.frames:
             raise WorldMetricsError(f"The windows have no camera {view!r}: they have {', '.join(window.frames)}.")
@@ -121,7 +124,7 @@ def encode_held_out(
         frames.append(pixels.permute(0, 1, 3, 4, 2).cpu().numpy())
         times.append(window.frame_times.cpu().numpy())
     if seen != len(episodes):
-        raise WorldMetricsError(f"{len(episodes)} episode numbers for {seen} windows: give one for each window.")
+        raise mismatch
     if not features:
         raise WorldMetricsError(
             "No held-out window has all its frames: hold out longer episodes or shorten the horizon."

@@ -159,6 +159,7 @@ def _success(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "rows": rows,
         "arms": [{"label": text.arm_label(name), "main": name == main} for name in arms],
+        "table_width": 170 + 112 * len(arms),
         "tasks": [(task, [_rate_cell(arm["tasks"].get(task)) for arm in arms.values()]) for task in tasks],
         "comparisons": [text.comparison_sentences(entry) for entry in overall],
         "task_comparisons": [{"task": entry["task"], **text.comparison_sentences(entry)} for entry in per_task],
@@ -175,13 +176,14 @@ def _cards(evaluation: Mapping[str, Any] | None, imagine: Mapping[str, Any], lat
         cards.append(("Success", text.percent(rate["rate"]), f"{text.interval(rate['ci95'])}, n = {rate['n']}"))
         blind = text.overall_comparison(evaluation, "blind")
         if blind:
-            points = f"{100 * blind['difference']:+.0f} pts".replace("-", "−")
+            points = _minus(f"{100 * blind['difference']:+.0f}\u00a0pts")
             cards.append(("Over its blind self", points, f"{text.signed_interval(blind['ci95'])}, paired"))
     error = imagine.get("feature_error")
     if error:
-        low, high = error["ratio_ci95"][0]
-        title = f"Error ÷ copy at {error['horizon_s'][0]:.2g} s"
-        cards.append((title, f"{error['ratio'][0]:.2f}", f"{low:.2f}–{high:.2f}; below 1 is better"))
+        own = error.get("policy")
+        ratio, (low, high) = (own["ratio"], own["ratio_ci95"]) if own else (error["ratio"][0], error["ratio_ci95"][0])
+        title = "Subgoal error ÷ copy" if own else "World-model error ÷ copy"
+        cards.append((title, f"{ratio:.2f}", f"{low:.2f}–{high:.2f}, {error['horizon_s'][0]:.2g} s ahead"))
     dependence = imagine.get("action_dependence", {}).get("latent_action")
     if dependence:
         low, high = dependence["ci95"]
@@ -223,7 +225,7 @@ def _imagine(imagine: Mapping[str, Any]) -> dict[str, Any]:
         error = imagine["feature_error"]
         shown["horizon"] = _image(horizon_chart(error))
         shown["horizon_rows"] = [
-            (f"{t:.2g} s", f"{model:.3f}", f"{copy:.3f}", f"{ratio:.2f} ({low:.2f}–{high:.2f})")
+            (f"{t:.2g}\u00a0s", f"{model:.3f}", f"{copy:.3f}", f"{ratio:.2f} ({low:.2f}–{high:.2f})")
             for t, model, copy, ratio, (low, high) in zip(
                 error["horizon_s"],
                 error["model"],
@@ -241,9 +243,9 @@ def _imagine(imagine: Mapping[str, Any]) -> dict[str, Any]:
     shown["probes"] = [
         {
             "name": name,
-            "r2": f"{probe['r2']:.2f}",
+            "r2": _minus(f"{probe['r2']:.2f}"),
             "interval": f"{probe['ci95'][0]:.2f}–{probe['ci95'][1]:.2f}" if "ci95" in probe else "",
-            "control": f"{probe['control']:.2f}" if "control" in probe else "",
+            "control": _minus(f"{probe['control']:.2f}") if "control" in probe else "",
             "n": f"{probe['n_test']} samples" + (f", {probe['episodes']} episodes" if "episodes" in probe else ""),
             "at": max(0.0, min(100.0, 100 * probe["r2"])),
             "low": max(0.0, min(100.0, 100 * probe.get("ci95", [probe["r2"]])[0])),
@@ -252,6 +254,11 @@ def _imagine(imagine: Mapping[str, Any]) -> dict[str, Any]:
         for name, probe in probes
     ]
     return shown
+
+
+def _minus(number: str) -> str:
+    """With the sign that typesetters use."""
+    return number.replace("-", "−")
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:

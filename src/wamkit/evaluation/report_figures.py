@@ -180,7 +180,7 @@ def _training_chart(stage: str, series: Mapping[str, tuple[list[float], list[flo
     names = list(dict.fromkeys(plain(name) for name in series))
 
     def draw(theme: Theme) -> bytes:
-        figure, (axis,) = _figure(theme, width=4.6, height=2.9)
+        figure, (axis,) = _figure(theme, width=3.8, height=2.8)
         positive = [y for _, values in series.values() for y in values if y > 0]
         for name, (x, y) in series.items():
             colour = theme.ink if plain(name) == "loss" else theme.series[names.index(plain(name)) % len(theme.series)]
@@ -279,7 +279,7 @@ def subgoal_panels(example: SubgoalExample) -> list[tuple[bytes, str]]:
     # Half of the best similarity is background: showing it would tint the whole picture.
     similar = {"low": 0.4 * sharp, "high": sharp, "colours": "viridis"}
     changed = {"low": 0.1 * top, "high": top, "colours": "inferno"}
-    grid, seconds = example.grid, f"{example.horizon_s:.2g} s"
+    grid, seconds = example.grid, f"{example.horizon_s:.2g}\u00a0s"
     return [
         (photo(example.now, grid=grid, patch=example.patch), "now; the patch looked for"),
         (overlay(example.now, example.similarity_predicted, grid, **similar), f"where it is imagined in {seconds}"),

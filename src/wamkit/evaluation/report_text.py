@@ -15,10 +15,23 @@ ARM_LABELS = {
     "expert": "Scripted expert",
     "blind": "Blind (images blanked)",
     "swapped_instruction": "Another task's instruction",
+    "without_lawm": "Without LaWM",
+    "no_world_model": "Without a world model",
 }
 """What the usual arms are called for a reader; any other arm goes by its own name."""
 
+BASELINE_WORDS = {
+    "no_op": "doing nothing",
+    "random": "random actions",
+    "expert": "the scripted expert",
+    "blind": "itself blind",
+    "swapped_instruction": "itself under another task's instruction",
+}
+"""The same arms as the object of a comparison with the policy."""
+
 SIGNIFICANT = 0.05
+NBSP = "\u00a0"
+"""Between a number and its sign: a line never ends on "23" to begin with "%"."""
 
 
 def arm_label(name: str) -> str:
@@ -30,12 +43,12 @@ def percent(share: float) -> str:
     """Such as ``93 %``, with a decimal only where rounding would claim 0 or 100."""
     value = 100 * share
     close = 0 < value < 0.5 or 99.5 <= value < 100
-    return f"{value:.1f} %" if close else f"{value:.0f} %"
+    return f"{value:.1f}{NBSP}%" if close else f"{value:.0f}{NBSP}%"
 
 
 def interval(ci95: Sequence[float]) -> str:
     """Such as ``84–97 %``."""
-    return f"{100 * ci95[0]:.0f}–{100 * ci95[1]:.0f} %"
+    return f"{100 * ci95[0]:.0f}–{100 * ci95[1]:.0f}{NBSP}%"
 
 
 def signed_interval(ci95: Sequence[float]) -> str:
@@ -45,7 +58,8 @@ def signed_interval(ci95: Sequence[float]) -> str:
 
 def p_text(p: float) -> str:
     """Such as ``p = 0.012`` or ``p < 0.001``."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.0995 else f"p = {p:.2f}"
+    text = "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.0995 else f"p = {p:.2f}"
+    return text.replace(" ", NBSP)
 
 
 def main_arm(evaluation: Mapping[str, Any]) -> str:
@@ -71,8 +85,8 @@ def verdict(evaluation: Mapping[str, Any] | None, imagine: Mapping[str, Any] | N
     tasks = len(arm["tasks"])
     where = f"over {tasks} tasks" if tasks > 1 else f"of {next(iter(arm['tasks']))}"
     subject = "The policy" if name == MAIN_ARM else f"Arm “{arm_label(name)}”"
-    text = f"{subject} succeeds in {percent(arm['overall']['rate'])} of {arm['overall']['n']} trials {where}"
-    controls = {"blind": "with its images blanked", "random": "random actions", "no_op": "doing nothing"}
+    text = f"{subject} solves {percent(arm['overall']['rate'])} of {arm['overall']['n']} trials {where}"
+    controls = {"blind": "with its images blanked it solves", "random": "random actions", "no_op": "doing nothing"}
     beside = [
         f"{words} {percent(evaluation['arms'][key]['overall']['rate'])}"
         for key, words in controls.items()
@@ -80,8 +94,7 @@ def verdict(evaluation: Mapping[str, Any] | None, imagine: Mapping[str, Any] | N
     ]
     if not beside:
         return f"{text}; no control arm was run."
-    joined = beside[0] if len(beside) == 1 else f"{', '.join(beside[:-1])} and {beside[-1]}"
-    return f"{text}; {joined}."
+    return f"{text}; {', '.join(beside)}."
 
 
 def imagination_sentence(imagine: Mapping[str, Any] | None) -> str | None:
@@ -92,8 +105,8 @@ def imagination_sentence(imagine: Mapping[str, Any] | None) -> str | None:
     entry = error.get("policy")
     what = "Its own imagined subgoal" if entry else "Its world model, told the true latent action,"
     ratio, ci95 = (entry["ratio"], entry["ratio_ci95"]) if entry else (error["ratio"][0], error["ratio_ci95"][0])
-    seconds = f"{error['horizon_s'][0]:.2g} s ahead"
-    numbers = f"{ratio:.2f} times the error of copying the present (95 % interval {ci95[0]:.2f}–{ci95[1]:.2f})"
+    seconds = f"{error['horizon_s'][0]:.2g}\u00a0s ahead"
+    numbers = f"{ratio:.2f} times the error of copying the present (95\u00a0% interval {ci95[0]:.2f}–{ci95[1]:.2f})"
     if ci95[1] < 1:
         return f"{what} beats copying the present {seconds}: {numbers}."
     if ci95[0] > 1:
@@ -107,7 +120,7 @@ def lead_sentences(evaluation: Mapping[str, Any] | None, imagine: Mapping[str, A
     if evaluation is not None:
         rate = evaluation["arms"][main_arm(evaluation)]["overall"]
         sentences.append(
-            f"The 95 % interval of the success rate is {interval(rate['ci95'])} ({rate['successes']} of {rate['n']})."
+            f"The success rate's 95\u00a0% interval is {interval(rate['ci95'])} ({rate['successes']} of {rate['n']})."
         )
         blind = overall_comparison(evaluation, "blind")
         if blind:
@@ -151,7 +164,7 @@ def belief_sentence(imagine: Mapping[str, Any] | None) -> str | None:
     share, (low, high) = belief["change_over_spread"], belief["ci95"]
     numbers = (
         f"another episode's subgoal moves its actions by {share:.2f} of the distance between episodes "
-        f"(95 % interval {low:.2f}–{high:.2f})"
+        f"(95\u00a0% interval {low:.2f}–{high:.2f})"
     )
     strength = "strongly believes" if low > 0.5 else "listens to" if low > 0.1 else "hardly listens to"
     return f"The action head {strength} the subgoal: {numbers}."
@@ -173,7 +186,7 @@ def comparison_sentences(entry: Mapping[str, Any]) -> dict[str, str]:
     corrected = f", {p_text(entry['p_holm'])} after Holm's correction" if "p_holm" in entry else ""
     detail = (
         f"On the same {entry['n']} trials both solved {entry['both']}, only “{arm}” {entry['only_arm']}, only "
-        f"“{baseline}” {entry['only_baseline']}, neither {entry['neither']}. Difference {points:+d} points (95 % "
+        f"“{baseline}” {entry['only_baseline']}, neither {entry['neither']}. Difference {points:+d} points (95\u00a0% "
         f"interval {signed_interval(entry['ci95'])}); McNemar's exact test {p_text(entry['p_value'])}{corrected}."
     ).replace("-", "−")
     needed = ""
@@ -181,10 +194,11 @@ def comparison_sentences(entry: Mapping[str, Any]) -> dict[str, str]:
         discordance = (entry["only_arm"] + entry["only_baseline"]) / entry["n"]
         base = (entry["both"] + entry["only_baseline"]) / entry["n"]
         count = episodes_needed(base + entry["difference"], base, discordance=discordance)
-        needed = f"If the true rates were these, about {count:,} paired trials would tell them apart (80 % power)."
+        needed = f"If the true rates were these, about {count:,} paired trials would tell them apart (80\u00a0% power)."
     if entry["unpaired"]:
         detail += f" {entry['unpaired']} episodes had no partner and were left out."
-    return {"title": f"{arm} against {baseline.lower()}", "finding": finding, "detail": detail, "needed": needed}
+    words = BASELINE_WORDS.get(entry["baseline"], f"“{baseline}”") if entry["arm"] == MAIN_ARM else f"“{baseline}”"
+    return {"title": f"{arm} against {words}", "finding": finding, "detail": detail, "needed": needed}
 
 
 def resolution_sentence(evaluation: Mapping[str, Any]) -> str:
@@ -194,5 +208,5 @@ def resolution_sentence(evaluation: Mapping[str, Any]) -> str:
     count = episodes_needed(lower + 0.1, lower)
     return (
         f"To tell this rate from one 10 points away, two independent evaluations would need about {count} trials each "
-        f"(80 % power); there were {rate['n']}."
+        f"(80\u00a0% power); there were {rate['n']}."
     )

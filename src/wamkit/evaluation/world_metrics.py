@@ -277,6 +277,8 @@ def effect_region(
     n = len(effect)
     if n < 3 or arm.all() or not arm.any():
         raise WorldMetricsError("The effect region needs at least three samples, and patches on and off the arm.")
+    if not effect.max() > 0:
+        raise WorldMetricsError("The latent action changes no prediction at all, so its effect has no region.")
 
     def ratio(maps: np.ndarray) -> float:
         return float(maps[arm].mean() / max(float(maps[~arm].mean()), 1e-12))

@@ -1,0 +1,238 @@
+"""The report: self-contained, true to its numbers, and honest about gaps."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from wamkit.errors import WamkitError
+from wamkit.evaluation import report_figures as figures
+from wamkit.evaluation import report_text as text
+from wamkit.evaluation.report import ReportFigure, ReportVideo, videos_from_eval, write_report
+from wamkit.evaluation.results import build_eval, write_eval
+
+
+def run(arm, rates, n=20, seeds=(0,)):
+    return [
+        {
+            "arm": arm, "task": task, "trial": trial, "seed": seed, "success": trial < round(rate * n),
+            "steps": 40, "seconds": 1.0, "retries": 0,
+        }
+        for seed in seeds
+        for task, rate in zip(("push-v3", "door-open-v3"), rates, strict=True)
+        for trial in range(n)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def evaluation():
+    episodes = run("policy", (1.0, 0.9)) + run("no_op", (0, 0)) + run("blind", (0.5, 0.0))
+    episodes += run("swapped_instruction", (0.1, 0.0)) + run("without_lawm", (1.0, 0.85))
+    return build_eval(episodes, {"date": "2026-01-01", "versions": {"mujoco": "3.8.1"}})
+
+
+@pytest.fixture
+def imagine():
+    return {
+        "feature_error": {
+            "horizon_s": [0.2, 0.4], "model": [0.2, 0.3], "copy_present": [0.6, 0.9], "ratio": [0.33, 0.33],
+            "ratio_ci95": [[0.3, 0.4], [0.3, 0.4]], "n": 50,
+        },
+        "action_dependence": {
+            "latent_action": {"error": 0.2, "error_shuffled": 0.6, "ratio": 3.0, "ci95": [2.5, 3.5], "n": 50}
+        },
+        "latent_action_probe": {"r2": 0.7, "n_train": 40, "n_test": 50},
+        "not_measured": {"encoder_probe": "No state was recorded."},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def examples():
+    rng = np.random.default_rng(0)
+    frame = rng.integers(0, 255, size=(32, 32, 3), dtype=np.uint8)
+    maps = {name: rng.random(16).astype(np.float32) for name in ("a", "b", "c", "d")}
+    subgoal = figures.SubgoalExample(
+        now=frame, later=frame, grid=(4, 4), patch=5, similarity_predicted=maps["a"], similarity_true=maps["b"],
+        change_predicted=maps["c"], change_true=maps["d"], label="push <b>the</b> puck", horizon_s=0.2,
+    )  # fmt: skip
+    transfer = figures.TransferExample(
+        source_now=frame, source_later=frame, source_change=maps["a"], target_now=frame, target_change=maps["b"],
+        grid=(4, 4), source_label="push", target_label="open",
+    )  # fmt: skip
+    return [subgoal], [transfer]
+
+
+@pytest.fixture
+def video(tmp_path):
+    import av
+
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for shade in range(0, 250, 50):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), shade, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+LOG = [
+    {"step": step, "stage": stage, "stage_step": step, "loss": 1 / (1 + step), "action": 0.5 / (1 + step), "lr": 1e-4}
+    for stage in ("latent_action", "policy")
+    for step in range(5)
+]
+
+
+def test_whole_report_is_one_file_that_loads_nothing(tmp_path, evaluation, imagine, examples, video):
+    latency = {"parts": {"vlm": {"p50_ms": 20.0}}, "total": {"p50_ms": 31.0, "p99_ms": 40.0}, "boundary": "policy"}
+    path = write_report(
+        tmp_path / "out" / "report.html",
+        eval=evaluation,
+        imagine=imagine,
+        training_logs=LOG,
+        videos=[ReportVideo(video, "policy", "push-v3", 3, True), ReportVideo(video, "policy", "push-v3", 4, False)],
+        subgoals=examples[0],
+        transfers=examples[1],
+        latency=latency,
+        figures=[ReportFigure("Ablation", figures.horizon_chart(imagine["feature_error"]), "a caption")],
+        notes=["Stand-in visuals."],
+    )
+    html = path.read_text()
+    addresses = re.findall(r'(?:src|srcset|href|poster)="([^"]{0,40})', html)
+    assert addresses
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    assert not re.search(r"https?://|@import|url\(", html)
+    for kind in ("data:video/mp4", "data:image/png", "data:image/jpeg"):
+        assert kind in html
+    assert 'name="viewport"' in html
+    assert "prefers-color-scheme: dark" in html
+    assert "push &lt;b&gt;the&lt;/b&gt; puck" in html  # an instruction is text, never markup
+    assert "Stand-in visuals." in html
+    assert "✓ success" in html
+    assert "✗ failure" in html
+    assert "3.8.1" in html
+    assert str(tmp_path) not in html
+    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+
+
+def test_a_bare_evaluation_names_every_gap(tmp_path, evaluation):
+    html = write_report(tmp_path / "report.html", eval=write_eval(tmp_path / "eval.json", evaluation)).read_text()
+    assert html.count("Not measured in this run.") == 6
+    for gap in ("World-model metrics", "Subgoal heat maps", "Training curves", "Latency", "Scripted expert"):
+        assert gap in html[html.index("What was not measured") :]
+
+
+def test_nothing_at_all_is_still_a_page(tmp_path):
+    assert "Nothing was measured in this run." in write_report(tmp_path / "report.html").read_text()
+
+
+def test_reason_of_the_model_reaches_the_page(tmp_path, imagine):
+    html = write_report(tmp_path / "report.html", imagine=imagine).read_text()
+    assert "No state was recorded." in html
+    assert "beats copying the present" in html
+
+
+def test_verdict_says_what_the_numbers_say(evaluation, imagine):
+    said = text.verdict(evaluation, None).replace(text.NBSP, " ")
+    assert said.startswith("The policy solves 95 % of 40 trials over 2 tasks")
+    assert "images blanked it solves 25 %" in said
+    lead = " ".join(text.lead_sentences(evaluation, imagine)).replace(text.NBSP, " ")
+    assert "It uses its eyes: 70 points better" in lead
+    assert "It follows its instruction" in lead
+    alone = build_eval(run("policy", (0.5, 0.5)), {})
+    assert text.verdict(alone, None).endswith("no control arm was run.")
+
+
+def test_an_undecided_result_is_called_so(evaluation):
+    useless = build_eval(run("policy", (0.5, 0.5)) + run("blind", (0.5, 0.45)), {})
+    assert "do not show that it uses its eyes" in " ".join(text.lead_sentences(useless, None))
+    entry = text.overall_comparison(evaluation, "without_lawm")
+    words = text.comparison_sentences(entry)
+    assert words["finding"] == "not told apart"
+    assert "paired trials would tell them apart" in words["needed"]
+    better = text.comparison_sentences(text.overall_comparison(evaluation, "no_op"))
+    assert better["finding"] == "95 points better"
+    assert better["needed"] == ""
+
+
+@pytest.mark.parametrize(
+    ("ratio", "ci95", "words"),
+    [(0.5, [0.4, 0.6], "beats"), (1.0, [0.9, 1.1], "cannot be told"), (1.3, [1.1, 1.5], "is worse than")],
+)
+def test_imagination_is_judged_by_its_interval(ratio, ci95, words):
+    entry = {"horizon_s": [0.2], "ratio": [ratio], "ratio_ci95": [ci95]}
+    assert words in text.imagination_sentence({"feature_error": entry})
+
+
+def test_percent_never_rounds_to_certainty():
+    said = [text.percent(share).replace(text.NBSP, " ") for share in (0.0, 0.002, 0.934, 0.998, 1.0)]
+    assert said == ["0 %", "0.2 %", "93 %", "99.8 %", "100 %"]
+
+
+def test_videos_from_eval_takes_failures_first(tmp_path, evaluation, video):
+    for episode in evaluation["episodes"]:
+        if episode["arm"] == "policy":
+            episode["video"] = video.name
+    chosen = videos_from_eval(evaluation, tmp_path, per_cell=1)
+    assert [(v.task, v.success) for v in chosen] == [
+        ("door-open-v3", False),
+        ("door-open-v3", True),
+        ("push-v3", True),
+    ]
+    assert chosen[0].path == video
+    html = write_report(tmp_path / "report.html", eval=evaluation, videos=chosen, video_budget_mb=0).read_text()
+    assert "3 videos were recorded" in html
+    with pytest.raises(WamkitError, match="no video"):
+        write_report(tmp_path / "report.html", videos=[ReportVideo(tmp_path / "no.mp4", "policy", "push", 0, True)])
+    (tmp_path / "broken.mp4").write_bytes(b"nothing")
+    with pytest.raises(WamkitError, match="cannot be decoded"):
+        write_report(tmp_path / "report.html", videos=[ReportVideo(tmp_path / "broken.mp4", "policy", "p", 0, True)])
+
+
+def test_overlay_puts_the_colour_where_the_heat_is():
+    import io
+
+    from PIL import Image
+
+    heat = np.zeros(16, np.float32)
+    heat[5] = 1.0  # row 1, column 1
+    picture = figures.overlay(np.full((64, 64, 3), 90, np.uint8), heat, (4, 4), low=0.0, high=1.0, side=64)
+    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
+    colour = pixels.max(axis=2) - pixels.min(axis=2)
+    assert np.hypot(*(np.array(np.unravel_index(colour.argmax(), colour.shape)) - 24)) < 20
+    assert colour[50:, 50:].max() < 12
+    with pytest.raises(WamkitError, match="does not fit"):
+        figures.overlay(np.zeros((8, 8, 3), np.uint8), heat, (3, 4), low=0, high=1)
+    with pytest.raises(WamkitError, match="not finite"):
+        figures.overlay(np.zeros((8, 8, 3), np.uint8), heat * np.nan, (4, 4), low=0, high=1)
+
+
+def test_examples_survive_the_disk(tmp_path, examples):
+    subgoals, transfers = figures.load_examples(figures.save_examples(tmp_path / "e.npz", *examples))
+    assert subgoals[0].label == examples[0][0].label
+    assert subgoals[0].grid == (4, 4)
+    assert subgoals[0].patch == 5
+    np.testing.assert_array_equal(transfers[0].target_change, examples[1][0].target_change)
+
+
+def test_training_log_of_a_killed_run_and_of_a_broken_one(tmp_path):
+    log = tmp_path / "train_log.jsonl"
+    log.write_text('{"step": 1, "stage": "policy", "loss": 1.0}\n{"step": 2, "sta')
+    assert "Stage policy" in write_report(tmp_path / "r.html", training_logs=log).read_text()
+    log.write_text('{"step": 1\n{"step": 2, "stage": "policy", "loss": 1.0}\n')
+    with pytest.raises(WamkitError, match="Line 1"):
+        write_report(tmp_path / "r.html", training_logs=log)
+    with pytest.raises(WamkitError, match="no training log"):
+        write_report(tmp_path / "r.html", training_logs=tmp_path / "none.jsonl")
+
+
+def test_charts_keep_the_order_of_stages_and_leave_bookkeeping_out():
+    charts = figures.training_charts(LOG)
+    assert [stage for stage, _ in charts] == ["latent_action", "policy"]
+    assert "lr" not in charts[0][1].alt
+    assert charts[0][1].light[:4] == b"\x89PNG"
+    assert charts[0][1].light != charts[0][1].dark
