@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In memory where the machine has it: these tests write hundreds of checkpoints, each flushed to the disk."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="wamkit-", dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def processes() -> multiprocessing.context.BaseContext:
+    """Starts processes from a server that has torch loaded, so that each costs a fork and not several seconds."""
+    context = multiprocessing.get_context("forkserver")
+    # torch._dynamo is what an optimiser's first step imports.
+    context.set_forkserver_preload(
+        ["toy_training", "wamkit.training.loop", "accelerate", "accelerate.utils", "torch._dynamo", "numpy.random"]
+    )
+    return context

@@ -49,7 +49,12 @@ def test_trains_both_stages_and_writes_lerobots_layout(output_dir):
     assert described["width"] == 16
     assert described["contract"] == {"cameras": {}}
     inner = {path.name for path in (policy.parent / "training_state").iterdir()}
-    assert {"optimizer_state.safetensors", "scheduler_state.json", "rng_state.safetensors", "training_step.json"} <= inner
+    assert {
+        "optimizer_state.safetensors",
+        "scheduler_state.json",
+        "rng_state.safetensors",
+        "training_step.json",
+    } <= inner
     # the newest two, and the end of each stage
     assert sorted(p.name for p in checkpoint.finished_checkpoints(output_dir)) == ["000030", "000058", "000060"]
 
@@ -70,7 +75,17 @@ def test_log_holds_what_one_needs_to_see(output_dir):
     log = records(output_dir)
     train_records = [record for record in log if "loss" in record]
     assert [record["step"] for record in train_records] == list(range(5, 61, 5))
-    wanted = {"stage", "stage_step", "reconstruction", "size", "lr", "grad_norm", "samples_per_s", "data_wait_ratio", "rss_mb"}
+    wanted = {
+        "stage",
+        "stage_step",
+        "reconstruction",
+        "size",
+        "lr",
+        "grad_norm",
+        "samples_per_s",
+        "data_wait_ratio",
+        "rss_mb",
+    }
     assert wanted <= train_records[0].keys()
     assert train_records[0]["rss_mb"] > 10
     assert 0 <= train_records[0]["data_wait_ratio"] <= 1

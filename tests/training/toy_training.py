@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-
 from wamkit.data.windows import WindowSpec
+
 from wamkit.models.base import Capabilities, WorldActionModel
 from wamkit.training.config import StageConfig, TrainConfig
 from wamkit.training.stages import StageData
 from wamkit.types import Losses, LossTerm, Window
 
 STATE, ACTION, CHUNK = 5, 3, 4
+SHORT = 10
+"""Steps of each stage in the runs that are killed."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ class ToyModel(WorldActionModel):
     def loss(self, window: Window, stage: str, generator: torch.Generator | None = None) -> Losses:
         state, actions = window.state[:, 0], window.actions
         if stage == "world":
-            noise = 0.1 * torch.randn(state.shape, generator=generator, device=state.device) if self.config.noisy else 0.0
+            noise = (
+                0.1 * torch.randn(state.shape, generator=generator, device=state.device) if self.config.noisy else 0.0
+            )
             error = (self.head(self.encoder(state + noise)) - state).square().mean(-1)
             term = LossTerm(value=error, valid=torch.ones_like(error, dtype=torch.bool))
             size = LossTerm(value=self.encoder(state).square().mean(-1), valid=error > -1, weight=1e-3)
@@ -164,7 +168,14 @@ def toy_config(output_dir: Path, **changes: Any) -> TrainConfig:
     spec = WindowSpec(frame_offsets_s=(0.0,), chunk_s=0.4)
     stages = (
         StageConfig(
-            name="world", window=spec, steps=30, batch_size=8, learning_rate=1e-2, warmup_steps=5, ema_decay=0.9, accumulate=2
+            name="world",
+            window=spec,
+            steps=30,
+            batch_size=8,
+            learning_rate=1e-2,
+            warmup_steps=5,
+            ema_decay=0.9,
+            accumulate=2,
         ),
         StageConfig(name="policy", window=spec, steps=30, batch_size=8, learning_rate=1e-2, schedule="constant"),
     )
@@ -186,7 +197,9 @@ def toy_model(config: TrainConfig) -> ToyModel:
     return ToyModel(config.model_config or ToyConfig())
 
 
-def toy_data(config: TrainConfig, stage: StageConfig, model: Any, *, rank: int, world_size: int, **rest: Any) -> StageData:
+def toy_data(
+    config: TrainConfig, stage: StageConfig, model: Any, *, rank: int, world_size: int, **rest: Any
+) -> StageData:
     poison = rest.get("poison", {}).get(stage.name, {})
     return StageData(
         loader=ToyLoader(stage.batch_size, rank, world_size, poison=poison),
@@ -199,7 +212,7 @@ def toy_data(config: TrainConfig, stage: StageConfig, model: Any, *, rank: int, 
 
 
 def train_until_killed(output_dir: str, resume: bool, kill_at: int | None, pause: float) -> None:
-    """In a process of its own. ``kill_at``: SIGKILL at that call which changes the disk; ``pause``: seconds per step."""
+    """In a process of its own. ``kill_at``: die at that call which changes the disk; ``pause``: seconds per step."""
     import os
     import signal
     import time
@@ -224,4 +237,42 @@ def train_until_killed(output_dir: str, resume: bool, kill_at: int | None, pause
     if pause:
         at = seeding.StepRandomness.at
         seeding.StepRandomness.at = lambda *args: (time.sleep(pause), at(*args))[1]
-    loop.train(toy_config(Path(output_dir), resume=resume), build_model=toy_model, build_data=toy_data)
+    whole = toy_config(Path(output_dir), resume=resume, save_every=4)
+    config = replace(whole, stages=tuple(replace(stage, steps=SHORT) for stage in whole.stages))
+    loop.train(config, build_model=toy_model, build_data=toy_data)
+
+
+def quiet_config(output_dir: Path, **changes: Any) -> TrainConfig:
+    """Short and without noise: several ranks compute what one does."""
+    whole = toy_config(output_dir, model_config=ToyConfig(noisy=False), save_every=6, **changes)
+    return replace(whole, stages=tuple(replace(stage, steps=SHORT) for stage in whole.stages))
+
+
+def train_as_rank(rank: int, world_size: int, port: int, output_dir: str, strategy: str) -> None:
+    """In a process of its own, as a launcher would start it."""
+    import os
+
+    from torch.distributed.tensor import DTensor
+
+    from wamkit.training import loop
+
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    wrap = loop.wrap
+
+    def checked(*args: Any) -> nn.Module:
+        wrapped = wrap(*args)
+        assert isinstance(wrapped, nn.parallel.DistributedDataParallel) is (strategy == "ddp")
+        assert all(isinstance(p, DTensor) for p in wrapped.parameters()) is (strategy == "fsdp2")
+        return wrapped
+
+    loop.wrap = checked
+    loop.train(quiet_config(Path(output_dir), strategy=strategy), build_model=toy_model, build_data=toy_data)
+    assert torch.distributed.get_world_size() == world_size
+    torch.distributed.destroy_process_group()

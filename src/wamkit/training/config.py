@@ -47,7 +47,7 @@ class StageConfig:
                 raise TrainingError(f"Stage {self.name!r}: {name} is {getattr(self, name)}; it must be at least 1.")
         if self.warmup_steps > self.steps:
             raise TrainingError(
-                f"Stage {self.name!r}: warmup_steps ({self.warmup_steps}) exceed steps ({self.steps}); lower warmup_steps."
+                f"Stage {self.name!r}: warmup_steps ({self.warmup_steps}) exceed steps ({self.steps}); lower the former."
             )
 
 
@@ -162,7 +162,9 @@ class TrainConfig:
             from wamkit.models import registry
 
             model_config_class = registry.model_class(config.model).config_class
-        return dataclasses.replace(config, model_config=from_dict(model_config_class, model_config, "config.model_config"))
+        return dataclasses.replace(
+            config, model_config=from_dict(model_config_class, model_config, "config.model_config")
+        )
 
 
 # What may change between a run and its resumption without changing a bit of the outcome, and where data lies.

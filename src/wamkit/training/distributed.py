@@ -59,7 +59,7 @@ class StageObjective(nn.Module):
         self.stage = stage
 
     def forward(self, window: Window, generator: torch.Generator | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total to differentiate, and detached 0-d parts by name; summed over the ranks they are the global means."""
+        """The total to differentiate, and detached 0-d parts by name; over the ranks these add up to the global means."""
         losses = self.model.loss(window, self.stage, generator)
         terms = losses.terms
         world_size = dist.get_world_size() if dist.is_initialized() else 1
@@ -79,7 +79,9 @@ class StageObjective(nn.Module):
         return total * world_size, {"loss": total.detach()} | parts
 
 
-def wrap(accelerator: Accelerator, objective: StageObjective, units: tuple[type[nn.Module], ...], strategy: str) -> nn.Module:
+def wrap(
+    accelerator: Accelerator, objective: StageObjective, units: tuple[type[nn.Module], ...], strategy: str
+) -> nn.Module:
     """Make ``objective`` ready for the processes at hand: on its device, under autocast, in DDP or FSDP2.
 
     Args:

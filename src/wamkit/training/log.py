@@ -24,7 +24,7 @@ LOG_FILE = "train_log.jsonl"
 
 
 class RunningMeans:
-    """Sums of the steps' numbers, kept on the device until somebody reads them; remembers the first that was not finite."""
+    """Sums of the steps' numbers, kept on the device until they are read; remembers the first that was not finite."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, ...], Tensor] = {}
@@ -53,7 +53,7 @@ class RunningMeans:
         return means
 
     def first_not_finite(self, watched: Sequence[str]) -> tuple[int, list[str]] | None:
-        """The earliest step at which a ``watched`` name was NaN or infinite, and all names that were (waits for the device)."""
+        """The earliest step at which a ``watched`` name was NaN or infinite, and all names that were then."""
         found = [
             (int(step), name)
             for names, first in self._first_bad.items()
@@ -105,7 +105,9 @@ class WandbTracker:
         identity = output_dir / "wandb_run_id.txt"
         run_id = identity.read_text().strip() if identity.exists() else wandb.util.generate_id()
         identity.write_text(run_id)
-        self._run = wandb.init(project="wamkit", name=name, id=run_id, resume="allow", dir=str(output_dir), config=dict(config))
+        self._run = wandb.init(
+            project="wamkit", name=name, id=run_id, resume="allow", dir=str(output_dir), config=dict(config)
+        )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record values at a step."""

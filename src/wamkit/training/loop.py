@@ -246,7 +246,9 @@ class _StageRun:
             self._check_finite()
 
     def _check_finite(self) -> None:
-        found = self.means.first_not_finite(("loss", "grad_norm") if self.accelerator.num_processes == 1 else ("grad_norm",))
+        found = self.means.first_not_finite(
+            ("loss", "grad_norm") if self.accelerator.num_processes == 1 else ("grad_norm",)
+        )
         if found is None:
             return
         step, names = found
@@ -308,7 +310,10 @@ class _StageRun:
         if self.average is not None:
             self.average.swap()
         numbers = validate(
-            self.objective, self.data.validation(), self.accelerator.device, seed=derive_seed(self.config.seed, "validation")
+            self.objective,
+            self.data.validation(),
+            self.accelerator.device,
+            seed=derive_seed(self.config.seed, "validation"),
         )
         if self.average is not None:
             self.average.swap()
@@ -348,8 +353,9 @@ class _StageRun:
 
     def _outcome(self) -> WorldActionModel:
         """The model that the next stage builds on: with the average in place of the weights, whole on every rank."""
-        del self.objective  # DDP's hooks on the parameters go with it
-        self.accelerator.free_memory()
+        if self.accelerator.num_processes > 1:
+            del self.objective  # DDP's hooks on the parameters go with it
+            self.accelerator.free_memory()
         sharded = any(local_tensor(p) is not p for p in self.model.parameters())
         if sharded:
             model = self.run_.build_model(self.config)

@@ -21,9 +21,7 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def build_optimizer(
-    model: nn.Module, groups: Iterable[Mapping[str, Any]], stage: StageConfig
-) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, groups: Iterable[Mapping[str, Any]], stage: StageConfig) -> torch.optim.AdamW:
     """AdamW with one group per (declared group, decayed or not).
 
     Biases, norms and every other parameter of fewer than two dimensions are never decayed; a group may
@@ -40,7 +38,9 @@ def build_optimizer(
     """
     trained = trained_parameters(model)
     if not trained:
-        raise TrainingError(f"Stage {stage.name!r} trains no parameter; prepare_stage() must set requires_grad on some.")
+        raise TrainingError(
+            f"Stage {stage.name!r} trains no parameter; prepare_stage() must set requires_grad on some."
+        )
     names = {parameter: name for name, parameter in trained.items()}
     seen: set[str] = set()
     optimizer_groups = []

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from wamkit.types import Window
 
 if TYPE_CHECKING:
-    from wamkit.data.lerobot import LeRobotSource
     from wamkit.models.base import WorldActionModel
-    from wamkit.training.config import DatasetConfig, StageConfig, TrainConfig
+    from wamkit.training.config import StageConfig, TrainConfig
 
 
 class Loader(Protocol):

@@ -128,7 +128,11 @@ def save_state(
         if live:
             save_weights(live, state / LIVE_PARAMETERS)
         place = {key: value for key, value in asdict(position).items() if key != "checkpoint"}
-        place |= {"step": position.global_step, "loader": data.loader.state_dict(), "data_fingerprint": data.fingerprint}
+        place |= {
+            "step": position.global_step,
+            "loader": data.loader.state_dict(),
+            "data_fingerprint": data.fingerprint,
+        }
         write_json(state / TRAINING_STEP, place)
 
     write_checkpoint(output_dir, position.global_step, fill)
