@@ -67,6 +67,8 @@ class Qwen3VLTrunk(nn.Module):
     def __init__(self, settings: Qwen3VLSettings, *, latent_queries: int, action_queries: int) -> None:
         from transformers import Qwen3VLConfig, Qwen3VLModel
 
+        from wamkit.encoders.qwen3_vl_blocks import ATTENTION_NAME, use_batched_attention
+
         super().__init__()
         self.settings = settings
         config = Qwen3VLConfig(
@@ -96,7 +98,9 @@ class Qwen3VLTrunk(nn.Module):
                 "deepstack_visual_indexes": list(settings.deepstack_layers),
             },
         )
+        config._attn_implementation = ATTENTION_NAME
         self.model = Qwen3VLModel(config)
+        use_batched_attention(self.model.visual)
         self.latent_query = nn.Parameter(torch.randn(latent_queries, settings.width) * 0.02)
         self.action_query = nn.Parameter(torch.randn(action_queries, settings.width) * 0.02)
         self.merged_side = settings.resolution // settings.vision_patch // 2
@@ -130,6 +134,8 @@ class Qwen3VLTrunk(nn.Module):
 
     def _vision(self, frames: UInt8[Tensor, "n 3 H W"]) -> tuple[Float[Tensor, "n M D"], list[Tensor]]:
         """Merged patch tokens of each frame and their deepstack features, n x M x D each."""
+        from wamkit.encoders.qwen3_vl_blocks import encode_images
+
         settings, visual = self.settings, self.model.visual
         n, _, height, width = frames.shape
         if (height, width) != (settings.resolution, settings.resolution):
@@ -140,10 +146,7 @@ class Qwen3VLTrunk(nn.Module):
         # image repeated to fill the temporal patch of two frames.
         x = pixels.view(n, 3, height // patch // merge, merge, patch, width // patch // merge, merge, patch)
         x = x.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6).expand(*(-1,) * 6, 2, -1, -1)
-        side = height // patch
-        grid = torch.tensor([[1, side, width // patch]], device=frames.device).expand(n, -1)
-        output = visual(x.reshape(n * side * (width // patch), -1), grid_thw=grid)
-        return output.pooler_output.unflatten(0, (n, -1)), [f.unflatten(0, (n, -1)) for f in output.deepstack_features]
+        return encode_images(visual, x.flatten(5).flatten(1, 4), (height // patch, width // patch))
 
     def _image_positions(self, device: torch.device) -> Int[Tensor, "3 M"]:
         side = self.merged_side

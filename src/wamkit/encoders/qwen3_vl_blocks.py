@@ -1,0 +1,94 @@
+"""The two places where transformers' Qwen3-VL meets a batch of equal images and one fixed layout.
+
+Parameter names stay transformers' own, so published weights load by name.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLVisionAttention,
+    Qwen3VLVisionModel,
+    apply_rotary_pos_emb_vision,
+    repeat_kv,
+)
+
+from wamkit.nn.attention import attend
+
+ATTENTION_NAME = "wamkit"
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: object
+) -> tuple[Tensor, None]:
+    groups = module.num_key_value_groups
+    # The rotary embedding leaves queries and keys in float32 under autocast.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    attended = attend(query, repeat_kv(key, groups), repeat_kv(value, groups), attention_mask)
+    return attended.transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION_NAME, _attention)
+
+
+class BatchedVisionAttention(Qwen3VLVisionAttention):
+    """Vision attention over images of one size, as a batch instead of one packed sequence cut in a loop."""
+
+    def __init__(self, config: Qwen3VLVisionConfig) -> None:
+        super().__init__(config)
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "n T D"],
+        cu_seqlens: None = None,
+        rotary_pos_emb: None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        **_: object,
+    ) -> Float[Tensor, "n T D"]:
+        """Attend inside each image; positions are the same for all."""
+        assert position_embeddings is not None
+        query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        attended = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+
+def use_batched_attention(visual: Qwen3VLVisionModel) -> None:
+    """Swap each block's attention for the batched one; to be called before weights are loaded."""
+    for block in visual.blocks:
+        block.attn = BatchedVisionAttention(visual.config)
+
+
+def encode_images(
+    visual: Qwen3VLVisionModel, patches: Float[Tensor, "n T P"], grid: tuple[int, int]
+) -> tuple[Float[Tensor, "n M D"], list[Float[Tensor, "n M D"]]]:
+    """Merged tokens of each image and its deepstack features, for images of one size.
+
+    Args:
+        visual: the vision tower, prepared by `use_batched_attention`.
+        patches: pixels of each patch in Qwen's order.
+        grid: patches in height and width.
+    """
+    shape = torch.tensor([[1, *grid]])
+    # The convolution's kernel is the whole patch: as a matrix product it is faster, above all backward.
+    kernel = visual.patch_embed.proj
+    x = nn.functional.linear(patches, kernel.weight.flatten(1), kernel.bias)
+    x = x + visual.fast_pos_embed_interpolate(shape)
+    rotary = visual.rot_pos_emb(shape)
+    angle = torch.cat((rotary, rotary), dim=-1)
+    positions = (angle.cos(), angle.sin())
+    deepstack = []
+    for index, block in enumerate(visual.blocks):
+        x = block(x, cu_seqlens=None, position_embeddings=positions)
+        if index in visual.deepstack_visual_indexes:
+            merger = visual.deepstack_merger_list[visual.deepstack_visual_indexes.index(index)]
+            deepstack.append(_merge(merger, x))
+    return _merge(visual.merger, x), deepstack
+
+
+def _merge(merger: nn.Module, x: Float[Tensor, "n T D"]) -> Float[Tensor, "n M E"]:
+    return merger(x.flatten(0, 1)).unflatten(0, (x.shape[0], -1))
