@@ -23,8 +23,8 @@ record --env.type --env.task --env.cameras --env.resolution --output_dir --episo
 import SOURCE --output_dir --format --episodes --limit --skip_broken --fps --embodiment --task --resume
 train RECIPE --any.field
 eval --policy.path --env.type --env.task --env.cameras --env.resolution --output_dir --eval.n_episodes \
---eval.first_trial --eval.n_action_steps --eval.arms --eval.batch_size --eval.workers --eval.videos \
---seed --device --resume
+--eval.first_trial --eval.split --eval.n_action_steps --eval.arms --eval.batch_size --eval.workers \
+--eval.max_steps --eval.timeout_s --eval.videos --seed --device --resume
 imagine --policy.path --dataset.root --output_dir --seed --device
 bench NAME
 check --policy.path --dataset.root --env.type --env.task

@@ -42,8 +42,8 @@ class EnvFlags:
     """One task, or several separated by commas."""
     cameras: str = ""
     """Cameras separated by commas; by default the simulator's usual one."""
-    resolution: int = 128
-    """Pixels of a side at which the cameras are rendered."""
+    resolution: int | None = None
+    """Pixels of a side at which cameras are rendered; by default what the policy was trained on, else 128."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
             arguments.output_dir,
             episodes=arguments.episodes,
             seed=arguments.seed,
-            resolution=arguments.env.resolution,
+            resolution=arguments.env.resolution or 128,
             cameras=names(arguments.env.cameras) or None,
             action_noise=arguments.action_noise,
             video_rate_hz=arguments.video_rate_hz,
