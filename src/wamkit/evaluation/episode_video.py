@@ -1,0 +1,67 @@
+"""Videos of episodes, written by the worker that runs the episode."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from wamkit.envs.base import Environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSettings:
+    """Which episodes are filmed, and how."""
+
+    trials: int = 2
+    """The first so many trials of each arm and task."""
+    arms: tuple[str, ...] | None = None
+    """Only these arms; None for all."""
+    every: int = 4
+    """Steps between pictures."""
+    resolution: int = 192
+    camera: str | None = None
+    """None for the environment's primary camera."""
+
+    def wants(self, arm: str, trial_position: int) -> bool:
+        """Whether the episode at this place in the list of trials is filmed."""
+        return trial_position < self.trials and (self.arms is None or arm in self.arms)
+
+
+class EpisodeVideo:
+    """Collects pictures of a running episode and writes them as H.264 in an mp4.
+
+    Args:
+        path: The file; appears whole or not at all.
+        settings: How to film.
+    """
+
+    def __init__(self, path: Path, settings: VideoSettings) -> None:
+        self._path, self._settings = path, settings
+        self._pictures: list[np.ndarray] = []
+
+    def look(self, env: Environment, step: int, last: bool) -> None:
+        """Take a picture where one is due; the last state is always one."""
+        if last or step % self._settings.every == 0:
+            self._pictures.append(env.render_frame(self._settings.camera, self._settings.resolution))
+
+    def save(self, rate_hz: float) -> None:
+        """Write the file, in real time for a simulation of ``rate_hz`` steps a second."""
+        import av
+
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".partial.mp4")
+        rate = Fraction(rate_hz / self._settings.every).limit_denominator(1000)
+        height, width = self._pictures[0].shape[:2]
+        with av.open(str(temporary), "w", options={"movflags": "+faststart"}) as container:
+            stream = container.add_stream("libx264", rate=rate, options={"crf": "23", "preset": "veryfast"})
+            stream.width, stream.height, stream.pix_fmt = width // 2 * 2, height // 2 * 2, "yuv420p"
+            stream.thread_count = 1
+            for picture in self._pictures:
+                even = np.ascontiguousarray(picture[: height // 2 * 2, : width // 2 * 2])
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+            container.mux(stream.encode(None))
+        os.replace(temporary, self._path)
