@@ -47,7 +47,7 @@ class StageConfig:
                 raise TrainingError(f"Stage {self.name!r}: {name} is {getattr(self, name)}; it must be at least 1.")
         if self.warmup_steps > self.steps:
             raise TrainingError(
-                f"Stage {self.name!r}: warmup_steps ({self.warmup_steps}) exceed steps ({self.steps}); lower the former."
+                f"Stage {self.name!r}: warmup_steps ({self.warmup_steps}) exceed steps ({self.steps}); lower them."
             )
 
 
@@ -93,8 +93,9 @@ class TrainConfig:
     policy: StartingPolicy = field(default_factory=StartingPolicy)
     seed: int = 0
     output_dir: str = "outputs/train"
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16: autocast with weights and optimiser in fp32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16: autocast, with weights and optimiser in fp32. auto: bf16 where the processor computes in it, else fp32;
+    the checkpoint's config says which it was."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     """How several processes share the model; of no effect in one."""
@@ -110,6 +111,7 @@ class TrainConfig:
     validation_batches: int = 8
     logger: Literal["none", "tensorboard", "wandb"] = "tensorboard"
     resume: bool = False
+    """Go on with the run in ``output_dir``; where it has no checkpoint yet, start it."""
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]

@@ -50,6 +50,16 @@ def start_accelerator(precision: str, device: str) -> Accelerator:
     return accelerator
 
 
+def resolve_precision(precision: str, device: str) -> str:
+    """What "auto" stands for on the processor at hand, "bf16" or "fp32"; the others as they are."""
+    if precision != "auto":
+        return precision
+    if device != "cpu" and torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    # Without these instructions bf16 is emulated, and slower than fp32.
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
 class StageObjective(nn.Module):
     """A model's loss for one stage as a forward pass, which is where DDP and FSDP2 hook in."""
 
@@ -59,7 +69,7 @@ class StageObjective(nn.Module):
         self.stage = stage
 
     def forward(self, window: Window, generator: torch.Generator | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total to differentiate, and detached 0-d parts by name; over the ranks these add up to the global means."""
+        """The total to differentiate, and detached 0-d parts by name; over the ranks these add up to global means."""
         losses = self.model.loss(window, self.stage, generator)
         terms = losses.terms
         world_size = dist.get_world_size() if dist.is_initialized() else 1

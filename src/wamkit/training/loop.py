@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,15 @@ import torch
 from torch import Tensor
 
 from wamkit.models.base import WorldActionModel
-from wamkit.training.checkpoint import CHECKPOINTS, LAST, PRETRAINED_MODEL, last_checkpoint, prune, remove_unfinished
+from wamkit.training.checkpoint import (
+    CHECKPOINTS,
+    LAST,
+    PRETRAINED_MODEL,
+    last_checkpoint,
+    prune,
+    read_json,
+    remove_unfinished,
+)
 from wamkit.training.config import StageConfig, TrainConfig
 from wamkit.training.distributed import (
     StageObjective,
@@ -21,6 +30,7 @@ from wamkit.training.distributed import (
     check_divisible,
     gathered,
     local_tensor,
+    resolve_precision,
     start_accelerator,
     wrap,
 )
@@ -71,6 +81,7 @@ class _Run:
     def __init__(
         self, config: TrainConfig, progress: Progress | None, build_model: BuildModel, build_data: BuildData
     ) -> None:
+        config = replace(config, precision=self._precision(config))
         self.config = config
         self.output_dir = Path(config.output_dir)
         self.stages = config.stages_to_run()
@@ -81,6 +92,14 @@ class _Run:
         self.total_steps = sum(stage.steps for stage in self.stages)
         self.position = self._starting_position()
         self.log: TrainingLog | None = None
+
+    @staticmethod
+    def _precision(config: TrainConfig) -> str:
+        """A run goes on in the precision that it began in, also on another machine."""
+        begun = last_checkpoint(Path(config.output_dir)) if config.resume and config.precision == "auto" else None
+        if begun is not None:
+            return read_json(begun / PRETRAINED_MODEL / "train_config.json")["precision"]
+        return resolve_precision(config.precision, config.device)
 
     def _starting_position(self) -> Position:
         if self.config.resume:
