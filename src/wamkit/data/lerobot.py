@@ -34,7 +34,7 @@ from wamkit.data.lerobot_files import (
 from wamkit.data.video import VideoError, frames_at
 from wamkit.errors import suggest
 
-__all__ = ["DatasetError", "Episode", "LeRobotSource"]
+__all__ = ["EXTRA_PATH", "DatasetError", "Episode", "LeRobotSource"]
 
 _TIME_SLACK = 1e-3  # of a row's duration; time stamps are float32 in the parquet files
 _FINGERPRINT_BYTES = 1 << 16
@@ -167,7 +167,8 @@ class LeRobotSource:
             name: A feature that is not a video, such as ``"observation.state"``, ``"action"`` or ``"timestamp"``.
 
         Returns:
-            Read-only array ``[rows, ...]``; features of shape (1,) come as ``[rows]``.
+            Read-only array: ``[rows, D]`` for actions and observations (also where D = 1), ``[rows]`` for LeRobot's own
+            numbers such as the time stamp.
 
         Raises:
             DatasetError: If there is no such feature, a data file is missing or broken, or a value has the wrong
@@ -360,7 +361,7 @@ class LeRobotSource:
         while pa.types.is_list(values.type) or pa.types.is_fixed_size_list(values.type):
             values, depth = values.flatten(), depth + 1
         flat = values.to_numpy(zero_copy_only=False)
-        if depth == 0:
+        if depth == 0 and not name.startswith(("action", "observation.")):
             return np.array(flat)
         if len(flat) != table.num_rows * int(np.prod(shape)):
             raise DatasetError(

@@ -44,8 +44,8 @@ def detect(source: Path) -> str:
     Raises:
         ImportFailure: If none does; the message lists what is understood.
     """
-    if not source.is_dir():
-        raise ImportFailure(f"There is no folder {source}: check the path.")
+    if not source.exists():
+        raise ImportFailure(f"There is no recording at {source}: check the path.")
     if droid.understands(source):
         return "droid"
     if bridge_rt1.understands(source):

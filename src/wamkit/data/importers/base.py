@@ -21,6 +21,9 @@ Progress = Callable[[int, "int | None", str], None]
 """Called after each episode with (done, total or None, name)."""
 
 
+_SHOWN_REASONS = 5
+
+
 class ImportFailure(WamkitError):
     """A recording that cannot be imported as it is; the message names the file or episode and what to do."""
 
@@ -107,7 +110,9 @@ class ImportSummary:
             f"{self.format}: {self.episodes} episodes, {self.frames} rows in {self.output_dir} ({self.seconds:.1f} s)"
         ]
         lines += [f"  note: {note}" for note in self.notes]
-        lines += [f"  skipped {name}: {reason}" for name, reason in self.skipped]
+        if self.skipped:
+            lines.append(f"  skipped {len(self.skipped)} episodes: {compressed(name for name, _ in self.skipped)}")
+            lines += [f"    {name}: {reason}" for name, reason in self.skipped[:_SHOWN_REASONS]]
         return "\n".join(lines)
 
 

@@ -60,7 +60,8 @@ def import_rlds(
     Args:
         source: The data set's folder (with ``dataset_info.json``), or one above it.
         output_dir: Where the data set goes.
-        options: Which episodes, named ``<split>/<number>``; ``fps`` and ``embodiment`` for data sets not in
+        options: Which episodes, named ``<split>/<number>`` (with several files to a split,
+            ``<split>-<file>/<number>``); with ``skip_broken``, what follows the damage in a file is left out; ``fps`` and ``embodiment`` for data sets not in
             :data:`KNOWN`.
         progress: Called after each episode.
 
@@ -81,7 +82,9 @@ def import_rlds(
     rate, embodiment = _rate(name, options)
     steps = _steps(read_json(folder / "features.json"), folder)
     cameras = _images_of(steps)
-    first = [example for _, example in islice(_episodes(folder), _PROBED_EPISODES)]
+    first = [
+        example for _, example in islice(_episodes(folder), _PROBED_EPISODES) if not isinstance(example, Exception)
+    ]
     if not first:
         raise ImportFailure(f"{folder} holds no episodes: restore its tfrecord files.")
     dummies = [camera for camera in cameras if all(_dummy(example, camera) for example in first)]
@@ -143,17 +146,23 @@ def _dimension_names(name: str, size: int) -> tuple[str, ...]:
     return tuple(f"{name}_{index}" for index in range(size))
 
 
-def _episodes(folder: Path) -> Iterator[tuple[str, dict[str, Value]]]:
-    """(split/number, features) of every record, in the order of the files."""
-    numbers: dict[str, int] = {}
+def _episodes(folder: Path) -> Iterator[tuple[str, dict[str, Value] | ImportFailure]]:
+    """(name, features) of every record, in the order of the files; the damage, where a file cannot be read on."""
     for path in sorted(folder.glob("*.tfrecord-*")):
-        split = path.name.split(".tfrecord")[0].rsplit("-", 1)[-1]
-        for record in read_records(path):
-            number = numbers[split] = numbers.get(split, -1) + 1
-            yield f"{split}/{number}", parse_example(record)
+        start, _, part = path.name.partition(".tfrecord-")
+        split, (number, _, of) = start.rsplit("-", 1)[-1], part.partition("-of-")
+        split = split if of == "00001" else f"{split}-{number}"
+        count = 0
+        try:
+            for count, record in enumerate(read_records(path), start=1):
+                yield f"{split}/{count - 1}", parse_example(record)
+        except ImportFailure as error:
+            yield f"{split}/{count}", error
 
 
-def _load(example: Mapping[str, Value], layout: Layout) -> Rows:
+def _load(example: Mapping[str, Value] | ImportFailure, layout: Layout) -> Rows:
+    if isinstance(example, ImportFailure):
+        raise example
     length = max((len(_bytes(example, f"steps/observation/{camera}")) for camera in layout.cameras), default=0)
     columns = {}
     for column, key, names in (

@@ -46,7 +46,7 @@ def import_video(
     which it was; a folder of folders leaves no doubt.
 
     Args:
-        source: Folder.
+        source: Folder, or one file.
         output_dir: Where the data set goes.
         options: ``fps`` resamples (default: the files' rate, rounded); ``embodiment`` (default ``human``, which models
             treat as a body without states and actions); ``task`` an instruction for all.
@@ -79,6 +79,8 @@ def import_video(
 
 
 def _videos(folder: Path) -> list[Path]:
+    if folder.is_file() and folder.suffix.lower() in SUFFIXES:
+        return [folder]
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
