@@ -103,6 +103,22 @@ class LatentWorldModel(nn.Module):
         self.blocks = nn.ModuleList(AdaLNZeroBlock(config.width, config.heads) for _ in range(config.decoder_layers))
         self.leave = nn.Linear(config.width, feature_width)
         self.norm = nn.LayerNorm(feature_width)
+        self._start_near_the_present()
+
+    def _start_near_the_present(self) -> None:
+        """Initial weights that predict about the present: the scene mostly stays as it is.
+
+        The projections start as each other's inverse (the published weights overwrite them). The features enter
+        amplified, so that the position code is small beside them and nearly vanishes on the way out.
+        """
+        gain = 4.0
+        rotation = torch.empty_like(self.enter.weight)
+        nn.init.orthogonal_(rotation)
+        with torch.no_grad():
+            self.enter.weight.copy_(gain * rotation)
+            self.leave.weight.copy_(rotation.T / gain)
+            self.enter.bias.zero_()
+            self.leave.bias.zero_()
 
     def forward(
         self, present: Float[Tensor, "B N D"], latent_action: Float[Tensor, "B Q Z"]
