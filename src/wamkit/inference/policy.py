@@ -1,0 +1,250 @@
+"""The Python door: a checkpoint as a policy that speaks LeRobot's keys and physical units.
+
+    policy = wamkit.load("outputs/demo/checkpoints/last/pretrained_model")
+    chunk = policy.act({"observation.images.corner2_near": picture, "observation.state": state, "task": "open the door"})
+    future = policy.imagine(observation)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wamkit.configuration import from_dict
+from wamkit.data.contract import Contract
+from wamkit.data.embodiments import embodiment_id
+from wamkit.data.normalize import Normalizer
+from wamkit.errors import WamkitError, suggest
+from wamkit.models import registry
+from wamkit.models.base import WorldActionModel
+from wamkit.types import ActionChunk, Future, Observation
+
+IMAGE_PREFIX = "observation.images."
+STATE_KEY = "observation.state"
+
+
+class PolicyError(WamkitError):
+    """A checkpoint that cannot be loaded, or an observation that does not fit the policy."""
+
+
+def read_config(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Model name, model config and the rest (``stage``, ``contract``) of a checkpoint's ``config.json``.
+
+    Raises:
+        PolicyError: there is no checkpoint in the folder.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise PolicyError(
+            f"{folder} is no checkpoint: it has no config.json; name a folder such as RUN/checkpoints/last/pretrained_model"
+        )
+    values = json.loads(path.read_text())
+    name = values.pop("type", None)
+    if name is None:
+        raise PolicyError(f"{path} does not say which model it is ('type' is missing)")
+    rest = {key: values.pop(key) for key in ("stage", "contract") if key in values}
+    return name, values, rest
+
+
+def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> Policy:
+    """Load a checkpoint's ``pretrained_model`` folder.
+
+    Args:
+        path: the folder; a run's folder or a ``checkpoints/<step>`` is followed down to it.
+        device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
+        precision: ``fp32``, ``bf16``, or ``auto`` (bf16 autocast, the precision of training).
+
+    Raises:
+        PolicyError: no checkpoint there, or one of an unknown or changed model.
+    """
+    from safetensors.torch import load_file
+
+    folder = checkpoint_folder(Path(path))
+    name, values, rest = read_config(folder)
+    chosen = registry.model_class(name)
+    config = from_dict(chosen.config_class, values, "config.json")
+    model = chosen(config)
+    weights, own = load_file(folder / "model.safetensors"), model.state_dict()
+    odd = sorted(weights.keys() ^ own.keys()) or [key for key in own if weights[key].shape != own[key].shape]
+    if odd:
+        raise PolicyError(f"{folder} does not fit {name}: {len(odd)} weights differ, {odd[0]!r} for one")
+    model.load_state_dict(weights)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    normalizer = Normalizer.load(folder)
+    contract = from_dict(Contract, rest["contract"], "contract") if "contract" in rest else None
+    return Policy(model.to(device).eval(), normalizer, contract, stage=rest.get("stage", ""), precision=precision)
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """The ``pretrained_model`` folder meant by ``path``: itself, a checkpoint's, or a run's last."""
+    for candidate in (path, path / "pretrained_model", path / "checkpoints" / "last" / "pretrained_model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if not path.exists():
+        raise PolicyError(f"there is no folder {path}; name a checkpoint such as RUN/checkpoints/last/pretrained_model")
+    raise PolicyError(f"{path} holds no checkpoint; name a folder such as RUN/checkpoints/last/pretrained_model")
+
+
+class Policy:
+    """A model with its normaliser and contract: observations in, physical actions out."""
+
+    def __init__(
+        self,
+        model: WorldActionModel,
+        normalizer: Normalizer,
+        contract: Contract | None,
+        *,
+        stage: str = "",
+        precision: str = "auto",
+    ) -> None:
+        if precision not in ("auto", "fp32", "bf16"):
+            raise PolicyError(f"there is no precision {precision!r}.{suggest(precision, ('auto', 'fp32', 'bf16'))}")
+        self.model, self.normalizer, self.contract, self.stage = model, normalizer, contract, stage
+        self._autocast = precision != "fp32"
+        embodiments = normalizer.embodiments
+        self.embodiment = embodiments[0] if len(embodiments) == 1 else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The cameras that an observation must hold, the primary view first."""
+        return tuple(self.model.config.cameras)
+
+    def reset(self) -> None:
+        """Forget what was seen; to be called between episodes."""
+
+    def observation(
+        self, observations: Sequence[Mapping[str, Any]], *, embodiment: str | None = None
+    ) -> Observation:
+        """LeRobot's keys of some samples as one batch, checked and normalised.
+
+        Raises:
+            PolicyError: a camera is missing or has another size, the state is missing, or the embodiment is open.
+        """
+        name = self._embodiment(embodiment)
+        for observation in observations:
+            for camera in self.cameras:
+                if IMAGE_PREFIX + camera not in observation:
+                    had = [key.removeprefix(IMAGE_PREFIX) for key in observation if key.startswith(IMAGE_PREFIX)]
+                    raise PolicyError(
+                        f"the policy needs camera {camera!r}; the observation has {', '.join(had) or 'none'}."
+                        f"{suggest(camera, had)}"
+                    )
+        images = {
+            camera: torch.stack([_picture(entry[IMAGE_PREFIX + camera], camera) for entry in observations])
+            for camera in self.cameras
+        }
+        state = None
+        if all(STATE_KEY in entry for entry in observations):
+            raw = np.stack([np.asarray(entry[STATE_KEY], np.float32) for entry in observations])
+            state = self.normalizer.normalize_state(torch.from_numpy(raw), name)
+        batch = len(observations)
+        rate = self.normalizer.rate_hz(name)
+        return Observation(
+            images=images,
+            task=tuple(str(entry.get("task", "")) for entry in observations),
+            embodiment=torch.full((batch,), embodiment_id(name), dtype=torch.long),
+            state=state,
+            rate_hz=torch.full((batch,), rate),
+        ).to(self.device)
+
+    def _embodiment(self, asked: str | None) -> str:
+        name = asked or self.embodiment
+        if name is None:
+            raise PolicyError(f"the policy knows {', '.join(self.normalizer.embodiments)}: say which with embodiment=")
+        return name
+
+    def act(
+        self,
+        observation: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        embodiment: str | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> ActionChunk:
+        """The action chunk for one observation or a list of them, in physical units, on the CPU.
+
+        Args:
+            observation: LeRobot's keys: ``observation.images.<camera>`` uint8 [H, W, 3], ``observation.state`` [S],
+                ``task``.
+            embodiment: which robot, where the policy was trained on several.
+            seeds: one for each sample; what is sampled for it depends on its seed alone. None: fresh noise.
+
+        Returns:
+            ActionChunk with ``actions`` [B, K, A], ``times`` in seconds and ``valid``.
+        """
+        observations = [observation] if isinstance(observation, Mapping) else list(observation)
+        batch = self.observation(observations, embodiment=embodiment)
+        noise = self._noise(len(observations), seeds)
+        with torch.inference_mode(), self._precision():
+            chunk = self.model.act(batch, noise=noise)
+        actions = self.normalizer.unnormalize_action(chunk.actions.cpu().float(), self._embodiment(embodiment))
+        return ActionChunk(actions=actions, times=chunk.times.cpu(), valid=chunk.valid.cpu())
+
+    def act_batch(self, observations: list[dict[str, Any]], *, seeds: Sequence[int] | None = None) -> np.ndarray:
+        """As `act`, as a float32 array [B, K, A] holding the valid actions only."""
+        chunk = self.act(observations, seeds=seeds)
+        steps = int(chunk.valid.sum(dim=1).min())
+        return chunk.actions[:, :steps].numpy()
+
+    def imagine(
+        self,
+        observation: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        actions: np.ndarray | None = None,
+        *,
+        embodiment: str | None = None,
+        **options: Any,
+    ) -> Future:
+        """What the model expects to see, under its own intention or the given physical actions [B, K, A]."""
+        observations = [observation] if isinstance(observation, Mapping) else list(observation)
+        batch = self.observation(observations, embodiment=embodiment)
+        given = None
+        if actions is not None:
+            array = torch.from_numpy(np.asarray(actions, np.float32))
+            given = self.normalizer.normalize_action(array, self._embodiment(embodiment)).to(self.device)
+        with torch.inference_mode(), self._precision():
+            return self.model.imagine(batch, given, **options)
+
+    def _noise(self, batch: int, seeds: Sequence[int] | None) -> Tensor | None:
+        shape = self.model.action_noise_shape
+        if shape is None:
+            return None
+        if seeds is None:
+            return torch.randn(batch, *shape, device=self.device)
+        if len(seeds) != batch:
+            raise PolicyError(f"{batch} observations need {batch} seeds, got {len(seeds)}")
+        drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(drawn).to(self.device)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast)
+
+    def checkpoint_hash(self) -> str:
+        """SHA-256 of the weights, as loaded."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _picture(value: Any, camera: str) -> Tensor:
+    """A camera's picture as uint8 [3, H, W]."""
+    picture = np.asarray(value)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+        raise PolicyError(
+            f"camera {camera!r} must be uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}:"
+            " convert it to RGB in 0..255 with the channels last"
+        )
+    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
