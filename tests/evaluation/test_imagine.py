@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from wamkit.evaluation.imagine import encode_held_out, examples, imagine_report
+from wamkit.evaluation.held_out import encode_held_out
+from wamkit.evaluation.imagine import examples, imagine_report
 from wamkit.evaluation.results import ResultsError
 from wamkit.evaluation.world_metrics import WorldMetricsError
 from wamkit.types import ActionChunk, Future, Window

@@ -12,6 +12,7 @@ from wamkit.evaluation import report_figures as figures
 from wamkit.evaluation import report_text as text
 from wamkit.evaluation.report import ReportFigure, ReportVideo, videos_from_eval, write_report
 from wamkit.evaluation.results import build_eval, write_eval
+from wamkit.evaluation.statistics import success_rate
 
 
 def run(arm, rates, n=20, seeds=(0,)):
@@ -142,7 +143,7 @@ def test_verdict_says_what_the_numbers_say(evaluation, imagine):
     assert "images blanked it solves 25 %" in said
     lead = " ".join(text.lead_sentences(evaluation, imagine)).replace(text.NBSP, " ")
     assert "It uses its eyes: 70 points better" in lead
-    assert "It follows its instruction" in lead
+    assert "It depends on its instruction" in lead
     alone = build_eval(run("policy", (0.5, 0.5)), {})
     assert text.verdict(alone, None).endswith("no control arm was run.")
 
@@ -166,6 +167,18 @@ def test_an_undecided_result_is_called_so(evaluation):
 def test_imagination_is_judged_by_its_interval(ratio, ci95, words):
     entry = {"horizon_s": [0.2], "ratio": [ratio], "ratio_ci95": [ci95]}
     assert words in text.imagination_sentence({"feature_error": entry})
+
+
+def test_following_is_claimed_above_the_control_only():
+    def swap(k, control):
+        return {
+            "followed": success_rate([True] * k + [False] * (60 - k)).to_json(),
+            "control": success_rate(control).to_json(),
+        }
+
+    assert text.path_sentence(swap(50, [False] * 60)).startswith("It follows the other instruction")
+    assert text.path_sentence(swap(35, [True] * 30 + [False] * 30)).startswith("It is not shown")
+    assert text.path_sentence({"rows": []}) is None
 
 
 def test_percent_never_rounds_to_certainty():

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import mimetypes
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from wamkit.errors import WamkitError
 from wamkit.evaluation import report_text as text
 from wamkit.evaluation.report_figures import (
-    Chart,
     SubgoalExample,
     TransferExample,
     horizon_chart,
@@ -23,109 +18,12 @@ from wamkit.evaluation.report_figures import (
     training_charts,
     transfer_panels,
 )
+from wamkit.evaluation.report_media import ReportFigure, ReportVideo, gallery, image_entry, videos_from_eval
 from wamkit.evaluation.results import load_eval, load_json, validate_eval
 
+__all__ = ["ReportFigure", "ReportVideo", "videos_from_eval", "write_report"]
+
 TEMPLATES = Path(__file__).parent / "templates"
-
-
-@dataclass(frozen=True)
-class ReportVideo:
-    """A recorded episode to show."""
-
-    path: Path
-    arm: str
-    task: str
-    trial: int
-    success: bool
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class ReportFigure:
-    """A further picture for the report: PNG bytes or a `Chart`, with a title and a caption."""
-
-    title: str
-    image: bytes | Chart
-    caption: str = ""
-
-
-def _data_uri(data: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _image(image: bytes | Chart, alt: str = "") -> dict[str, str]:
-    if isinstance(image, Chart):
-        light, dark = (_data_uri(part, "image/png") for part in (image.light, image.dark))
-        return {"light": light, "dark": dark, "alt": image.alt or alt}
-    kind = "image/jpeg" if image[:2] == b"\xff\xd8" else "image/png"
-    return {"light": _data_uri(image, kind), "dark": "", "alt": alt}
-
-
-def _poster(path: Path) -> str:
-    """The middle frame of a video, so that a page that is printed or not yet played shows something."""
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            frames = stream.frames or 1
-            for index, frame in enumerate(container.decode(stream)):
-                if index >= frames // 2:
-                    buffer = io.BytesIO()
-                    frame.to_image().save(buffer, format="JPEG", quality=80)
-                    return _data_uri(buffer.getvalue(), "image/jpeg")
-    except (av.FFmpegError, IndexError) as error:
-        raise WamkitError(f"The video {path} cannot be decoded ({error}): evaluate again to record it anew.") from None
-    return ""
-
-
-def videos_from_eval(
-    evaluation: Mapping[str, Any], root: Path, *, arms: Sequence[str] | None = None, per_cell: int = 2
-) -> list[ReportVideo]:
-    """Videos that the episodes of an ``eval.json`` name, a few for each arm, task and outcome; failures first.
-
-    Args:
-        evaluation: The object of ``eval.json``.
-        root: The folder that the episodes' ``video`` paths are relative to.
-        arms: Which arms; all by default.
-        per_cell: At most so many successes and so many failures for each arm and task, lowest trials first.
-    """
-    taken: dict[tuple[str, str, bool], int] = {}
-    found = []
-    for episode in sorted(evaluation["episodes"], key=lambda e: (e["success"], e["task"], e["seed"], e["trial"])):
-        cell = (episode["arm"], episode["task"], episode["success"])
-        if not episode.get("video") or (arms is not None and episode["arm"] not in arms):
-            continue
-        if taken.get(cell, 0) < per_cell:
-            taken[cell] = taken.get(cell, 0) + 1
-            found.append(ReportVideo(Path(root) / episode["video"], cell[0], cell[1], episode["trial"], cell[2]))
-    return found
-
-
-def _videos(videos: Iterable[ReportVideo], budget_mb: float) -> dict[str, Any]:
-    groups: dict[str, list[dict[str, Any]]] = {}
-    left_out, size = 0, 0
-    order = {"policy": 0}
-    for video in sorted(videos, key=lambda v: (order.get(v.arm, 1), v.arm)):
-        path = Path(video.path)
-        if not path.is_file():
-            raise WamkitError(f"There is no video {path}: leave it out of the report or evaluate again.")
-        size += path.stat().st_size
-        if size > budget_mb * 2**20:
-            left_out += 1
-            continue
-        kind = mimetypes.guess_type(path.name)[0] or "video/mp4"
-        groups.setdefault(text.arm_label(video.arm), []).append(
-            {
-                "source": _data_uri(path.read_bytes(), kind),
-                "poster": _poster(path),
-                "task": video.task,
-                "trial": video.trial,
-                "success": video.success,
-                "note": video.note,
-            }
-        )
-    return {"groups": groups, "left_out": left_out, "budget_mb": budget_mb}
 
 
 def _rate_cell(rate: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -223,7 +121,7 @@ def _imagine(imagine: Mapping[str, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = {"raw": imagine}
     if imagine.get("feature_error"):
         error = imagine["feature_error"]
-        shown["horizon"] = _image(horizon_chart(error))
+        shown["horizon"] = image_entry(horizon_chart(error))
         shown["horizon_rows"] = [
             (f"{t:.2g}\u00a0s", f"{model:.3f}", f"{copy:.3f}", f"{ratio:.2f} ({low:.2f}–{high:.2f})")
             for t, model, copy, ratio, (low, high) in zip(
@@ -312,8 +210,7 @@ def write_report(
 
     Args:
         output_path: The file; replaced as a whole or not at all.
-        eval: The object of ``eval.json``, or its path. Its ``instruction_swap`` entry, where present, is a list
-            of ``{"scene", "instruction", "successes", "n"}`` shown as a table.
+        eval: The object of ``eval.json``, or its path.
         imagine: The object of ``imagine.json``, or its path.
         training_logs: ``train_log.jsonl``, or records with ``stage``, ``step`` and losses.
         videos: See `videos_from_eval`.
@@ -343,23 +240,23 @@ def write_report(
         "notes": list(notes),
         "cards": _cards(evaluation, dreams, latency),
         "success": None if evaluation is None else _success(evaluation),
-        "videos": _videos(videos, video_budget_mb),
+        "videos": gallery(videos, video_budget_mb),
         "subgoals": [
-            {"label": e.label, "source": e.source, "panels": [(_image(i, c), c) for i, c in subgoal_panels(e)]}
+            {"label": e.label, "source": e.source, "panels": [(image_entry(i, c), c) for i, c in subgoal_panels(e)]}
             for e in subgoals
         ],
         "transfers": [
             {
                 "label": f"{e.source_label} → {e.target_label}",
-                "panels": [(_image(i, c), c) for i, c in transfer_panels(e)],
+                "panels": [(image_entry(i, c), c) for i, c in transfer_panels(e)],
             }
             for e in transfers
         ],
         "imagine": _imagine(dreams),
-        "training": [(stage, _image(chart)) for stage, chart in training_charts(_records(training_logs))],
+        "training": [(stage, image_entry(chart)) for stage, chart in training_charts(_records(training_logs))],
         "latency": None if latency is None else _latency(latency),
         "instruction": _instruction(evaluation, dreams),
-        "figures": [(f.title, _image(f.image, f.caption or f.title), f.caption) for f in figures],
+        "figures": [(f.title, image_entry(f.image, f.caption or f.title), f.caption) for f in figures],
         "provenance": [
             (name, _flat(record["provenance"]))
             for name, record in (("eval.json", evaluation or {}), ("imagine.json", dreams))
@@ -387,10 +284,14 @@ def write_report(
 
 
 def _instruction(evaluation: Mapping[str, Any] | None, imagine: Mapping[str, Any]) -> dict[str, Any]:
-    swap = (evaluation or {}).get("instruction_swap", [])
+    swap = (evaluation or {}).get("instruction_swap", {})
     return {
         "sentence": text.instruction_sentence(evaluation) if evaluation else None,
-        "rows": [(row["scene"], row["instruction"], f"{row['successes']}/{row['n']}") for row in swap],
+        "path": text.path_sentence(swap),
+        "rows": [
+            (row["scene"], row["instruction"], row["n"], row["successes"], row.get("followed", "–"))
+            for row in swap.get("rows", [])
+        ],
         "dependence": imagine.get("instruction_dependence"),
     }
 

@@ -133,7 +133,8 @@ def lead_sentences(evaluation: Mapping[str, Any] | None, imagine: Mapping[str, A
                 sentences.append(
                     "These trials do not show that it uses its eyes: it is not reliably better than its blind self."
                 )
-        sentences += [text for text in [instruction_sentence(evaluation)] if text]
+        swap = evaluation.get("instruction_swap", {})
+        sentences += [text for text in [instruction_sentence(evaluation), path_sentence(swap)] if text]
     # Without an evaluation the headline already says it.
     if evaluation is not None:
         sentences += [text for text in [imagination_sentence(imagine)] if text]
@@ -142,7 +143,7 @@ def lead_sentences(evaluation: Mapping[str, Any] | None, imagine: Mapping[str, A
 
 
 def instruction_sentence(evaluation: Mapping[str, Any]) -> str | None:
-    """Whether the policy follows its instruction, from the arm that was given another task's."""
+    """Whether the policy depends on its instruction, from the arm that was given another task's."""
     swapped = overall_comparison(evaluation, "swapped_instruction")
     if swapped is None:
         return None
@@ -152,8 +153,23 @@ def instruction_sentence(evaluation: Mapping[str, Any]) -> str | None:
         f"given another task's instruction it solves the scene's own task in {percent(other)} instead of {percent(own)}"
     )
     if swapped["p_value"] < SIGNIFICANT and swapped["difference"] > 0:
-        return f"It follows its instruction: {change} ({p_text(swapped['p_value'])})."
-    return f"These trials do not show that it follows its instruction: {change}."
+        return f"It depends on its instruction: {change} ({p_text(swapped['p_value'])})."
+    return f"These trials do not show that it depends on its instruction: {change}."
+
+
+def path_sentence(swap: Mapping[str, Any]) -> str | None:
+    """Where the arm goes under another task's instruction."""
+    if "followed" not in swap:
+        return None
+    followed, control = swap["followed"], swap["control"]
+    # Above the control's interval, or the paths of the two tasks are simply alike.
+    known = followed["ci95"][0] > control["ci95"][1]
+    claim = "It follows the other instruction" if known else "It is not shown to follow the other instruction"
+    return (
+        f"{claim}: in {percent(followed['rate'])} of {followed['n']} trials (95\u00a0% interval "
+        f"{interval(followed['ci95'])}) its end effector moves nearer to the paths of the task it was told than to "
+        f"those of the scene's own; under its own instruction that happens in {percent(control['rate'])}."
+    )
 
 
 def belief_sentence(imagine: Mapping[str, Any] | None) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wamkit.errors import WamkitError, suggest
+from wamkit.evaluation.instruction_swap import instruction_swap
 from wamkit.evaluation.statistics import StatisticsError, compare, holm, rates_by, success_rate
 
 EPISODE_FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -124,10 +125,11 @@ def build_eval(
         comparisons: Pairs of arms (arm, baseline) for McNemar's test over all tasks and for each; by default the
             policy against every other arm that shares trials with it. Holm's correction runs over the tests on
             all tasks.
-        extra: More top-level entries, such as ``latency`` or ``instruction_swap``.
+        extra: More top-level entries, such as ``latency``.
 
     Returns:
-        ``{"arms", "comparisons", "episodes", "provenance", **extra}``.
+        ``{"arms", "comparisons", "episodes", "provenance", **extra}``, and ``instruction_swap`` where an arm was told
+        another task's instruction (see `wamkit.evaluation.instruction_swap`).
 
     Raises:
         ResultsError: For no episodes, a broken one, or an unknown arm in ``comparisons``.
@@ -166,6 +168,9 @@ def build_eval(
         "provenance": dict(provenance),
         **extra,
     }
+    swap = instruction_swap(checked)
+    if swap is not None:
+        result.setdefault("instruction_swap", swap)
     return validate_eval(result)
 
 
