@@ -65,6 +65,14 @@ def test_round_trip_and_nothing_left_behind(result, tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["eval.json"]
 
 
+def test_layout_keeps_paths_on_one_line(tmp_path):
+    path = [[0.123, 0.456, 0.789, 1.0]] * 40
+    value = {"episodes": [{"arm": "policy", "path": path, "text": "x" * 120}], "rates": {"a": [1, 2]}, "odd": {1: ()}}
+    text = write_json(tmp_path / "v.json", value).read_text()
+    assert json.loads(text) == json.loads(json.dumps(value))
+    assert len(text.splitlines()) == 11
+
+
 def test_tampering_is_seen(result):
     forged = copy.deepcopy(result)
     forged["arms"]["policy"]["overall"]["successes"] = 20

@@ -51,8 +51,7 @@ def write_json(path: Path, value: Any) -> Path:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w") as file:
-            json.dump(value, file, indent=1, allow_nan=False)
-            file.write("\n")
+            file.write(_laid_out(value) + "\n")
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)  # mkstemp makes it private; a result is for everyone
@@ -61,6 +60,23 @@ def write_json(path: Path, value: Any) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def _laid_out(value: Any, depth: int = 0) -> str:
+    """JSON for people and for diffs: what fits stays on one line, and so do paths and other lists of numbers."""
+    flat = json.dumps(value, allow_nan=False)
+    items = value if isinstance(value, (list, tuple)) else ()
+    numbers = bool(items) and not any(isinstance(item, (Mapping, str)) for item in items)
+    if len(flat) <= 110 or numbers or not isinstance(value, (Mapping, list, tuple)):
+        return flat
+    inside = (
+        [f"{json.dumps(str(key))}: {_laid_out(item, depth + 1)}" for key, item in value.items()]
+        if isinstance(value, Mapping)
+        else [_laid_out(item, depth + 1) for item in value]
+    )
+    margin = "\n" + " " * (depth + 1)
+    opening, closing = "{}" if isinstance(value, Mapping) else "[]"
+    return f"{opening}{margin}{(',' + margin).join(inside)}{margin[:-1]}{closing}"
 
 
 def refuse_non_finite(value: Any, where: str = "") -> None:
