@@ -115,7 +115,7 @@ def test_wrong_usage_is_one_line_with_a_suggestion(arguments, said, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["eval", "--policy.path", "nowhere", "--env.task", "reach-v3", "--output_dir", "x"], "nowhere does not exist"),
+        (["eval", "--policy.path", "nowhere", "--env.task", "reach-v3", "--output_dir", "x"], "no folder nowhere"),
         (["import", "nowhere", "--output_dir", "x"], "nowhere does not exist"),
         (["report", "nowhere"], "nowhere is not a folder"),
         (["convert", "lawm", "a", "b"], "no converter for 'lawm'. Did you mean 'lawam'?"),
@@ -208,3 +208,51 @@ def test_info_json_has_the_promised_shape(capsys):
     assert lawam["stages"]
     assert lawam["capabilities"]
     assert {entry["subject"] for entry in facts["installation"]} >= {"python", "torch", "rendering"}
+
+
+def train_config(monkeypatch, *arguments: str):
+    """What `wam train` would run."""
+    import wamkit.training.loop as loop
+
+    seen = []
+    monkeypatch.setattr(loop, "train", lambda config, progress=None: seen.append(config) or Path("done"))
+    assert main(["train", *arguments, "--debug"]) == 0
+    return seen[0]
+
+
+def test_any_field_of_a_recipe_is_a_flag(monkeypatch):
+    config = train_config(
+        monkeypatch,
+        *["lawam_metaworld", "--dataset.roots", "a", "b", "--output_dir", "out", "--seed", "3", "--resume"],
+        *["--stages.policy.steps", "7", "--stages.latent_action.warmup_steps=1", "--policy.path", "start"],
+    )
+    assert config.dataset.roots == ("a", "b")
+    assert (config.output_dir, config.seed, config.resume) == ("out", 3, True)
+    assert {stage.name: stage.steps for stage in config.stages}["policy"] == 7
+    assert {stage.name: stage.warmup_steps for stage in config.stages}["latent_action"] == 1
+    assert config.policy.path == "start"
+    assert config.model_config is None
+
+
+def test_a_field_of_the_model_is_a_flag_on_top_of_its_preset(monkeypatch):
+    from wamkit.models import registry
+
+    config = train_config(monkeypatch, "lawam_metaworld", "--preset", "small", "--model_config.kl_weight", "0.5")
+    small = registry.model_class("lawam").preset("small")
+    assert config.model_config.kl_weight == 0.5
+    assert config.model_config.encoder == small.encoder
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--stages.polcy.steps", "no stage 'polcy' in this recipe. Did you mean 'policy'?"),
+        ("--stages.policy.stps", "Did you mean '--stages.2.steps'"),
+        ("--dataset.rots", "Did you mean '--dataset.roots'"),
+        ("--model_config.kl_wight", "Did you mean '--model_config.kl_weight'"),
+    ],
+)
+def test_a_mistyped_field_of_a_recipe_gets_a_suggestion(flag, said, capsys):
+    status, _, err = run("train", "lawam_metaworld", flag, "1", capsys=capsys)
+    assert status == 2
+    assert said in err

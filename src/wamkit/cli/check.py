@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from wamkit.cli import UsageError
-from wamkit.cli.groups import OptionalDatasetFlags, OptionalEnvFlags, PolicyFlags, checkpoint_folder, task_list
+from wamkit.cli.groups import EnvFlags, OptionalDatasetFlags, OptionalEnvFlags, PolicyFlags, names, task_list
 from wamkit.cli.parsing import parse
+from wamkit.errors import WamkitError
+
+if TYPE_CHECKING:
+    from wamkit.data.contract import Contract
+    from wamkit.envs.base import Environment
 
 
 @dataclass(frozen=True)
@@ -24,5 +30,54 @@ def run(argv: Sequence[str]) -> int:
     arguments = parse(CheckArguments, argv, verb="check")
     if (arguments.dataset.root is None) == (arguments.env.type is None):
         raise UsageError("name what to check against: either --dataset.root DIR or --env.type NAME --env.task TASK.")
-    folder = checkpoint_folder(arguments.policy.path)
-    raise NotImplementedError((folder, task_list))
+    tasks = task_list(arguments.env.task) if arguments.env.type is not None else ()
+
+    from wamkit.data.contract import check
+    from wamkit.data.lerobot import LeRobotSource
+    from wamkit.envs.registry import make_env
+    from wamkit.inference.policy import checkpoint_folder, read_contract
+
+    contract = read_contract(checkpoint_folder(arguments.policy.path))
+    violations = []
+    if arguments.dataset.root is not None:
+        violations += [str(violation) for violation in check(contract, LeRobotSource(arguments.dataset.root))]
+    for task in tasks:
+        flags = EnvFlags(type=str(arguments.env.type), task=task)
+        env = make_env(flags.type, task, **fitting_env_options(contract, flags))
+        violations += [f"{task}: {violation}" for violation in check(contract, env.description)]
+        env.close()
+    for violation in violations:
+        print(violation)
+    if violations:
+        print(f"{len(violations)} violation{'s' if len(violations) > 1 else ''}")
+        return 1
+    print("no violation: the policy fits")
+    return 0
+
+
+def fitting_env_options(contract: Contract | None, flags: EnvFlags, max_steps: int | None = None) -> dict[str, Any]:
+    """Keyword arguments of ``make_env``: what the flags say, else what the policy was trained on."""
+    options: dict[str, Any] = {"resolution": flags.resolution or 128}
+    if contract is not None and flags.resolution is None and contract.cameras:
+        options["resolution"] = tuple(next(iter(dict(contract.cameras).values())))
+    if names(flags.cameras):
+        options["cameras"] = names(flags.cameras)
+    if max_steps is not None:
+        options["max_steps"] = max_steps
+    return options
+
+
+def refuse_violations(contract: Contract | None, env: Environment) -> None:
+    """Raises where the policy does not fit the environment; closes the environment.
+
+    Raises:
+        WamkitError: With every violation.
+    """
+    from wamkit.data.contract import check
+
+    try:
+        violations = [] if contract is None else check(contract, env.description)
+    finally:
+        env.close()
+    if violations:
+        raise WamkitError("the policy does not fit the environment: " + " ".join(map(str, violations)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from wamkit.cli.groups import EnvFlags, PolicyFlags, checkpoint_folder, names, task_list
+from wamkit.cli.groups import EnvFlags, PolicyFlags, names, task_list
 from wamkit.cli.parsing import parse
 from wamkit.errors import WamkitError, suggest
 
@@ -78,7 +78,6 @@ def evaluate(arguments: EvalArguments) -> str:
     for name in wanted:
         if name not in ARMS:
             raise WamkitError(f"no arm {name!r}.{suggest(name, ARMS)}")
-    folder = checkpoint_folder(arguments.policy.path)
     _refuse_finished(arguments)
 
     from wamkit.cli.progress import progress_bar
@@ -89,8 +88,9 @@ def evaluate(arguments: EvalArguments) -> str:
     from wamkit.evaluation.rollout import RolloutSettings, rollout
     from wamkit.evaluation.statistics import side_by_side
     from wamkit.evaluation.workers import EnvFactory
-    from wamkit.inference.policy import load
+    from wamkit.inference.policy import checkpoint_folder, load
 
+    folder = checkpoint_folder(arguments.policy.path)
     instructions = {task: instruction(arguments.env.type, task) for task in tasks}
     policy = load(folder, device=arguments.device)
     from wamkit.cli.check import fitting_env_options, refuse_violations

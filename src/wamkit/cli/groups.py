@@ -70,19 +70,3 @@ def task_list(tasks: str) -> tuple[str, ...]:
     if not names(tasks):
         raise WamkitError("no task: name one or several with --env.task NAME[,NAME...].")
     return names(tasks)
-
-
-def checkpoint_folder(path: Path) -> Path:
-    """The ``pretrained_model`` folder that ``path`` means: itself, or the last one of a run.
-
-    Raises:
-        WamkitError: There is no checkpoint.
-    """
-    for candidate in (path, path / "pretrained_model", path / "checkpoints" / "last" / "pretrained_model"):
-        if (candidate / "config.json").is_file():
-            return candidate
-    if not path.exists():
-        raise WamkitError(f"{path} does not exist; --policy.path names a checkpoint folder or a run's output folder.")
-    raise WamkitError(
-        f"no checkpoint in {path}: expected config.json there, or checkpoints/last/pretrained_model/config.json."
-    )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wamkit.cli.groups import DatasetFlags, PolicyFlags, checkpoint_folder
+from wamkit.cli.groups import DatasetFlags, PolicyFlags
 from wamkit.cli.parsing import parse
 
 
@@ -26,5 +26,4 @@ class ImagineArguments:
 def run(argv: Sequence[str]) -> int:
     """Runs the verb."""
     arguments = parse(ImagineArguments, argv, verb="imagine")
-    folder = checkpoint_folder(arguments.policy.path)
-    raise NotImplementedError(folder)
+    raise NotImplementedError(arguments)
