@@ -197,12 +197,12 @@ def test_tiny_lawam_goes_through():
     lawam = pytest.importorskip("wamkit.models.lawam")
     torch.manual_seed(0)
     model = lawam.LaWAM(lawam.LaWAM.preset("tiny"))
-    batches = [model.fake_window(4, seed=seed) for seed in range(3)]
-    batches[1] = replace(batches[1], task=("push the puck",) * 4)
-    held_out = encode_held_out(model, batches, np.arange(12) // 3)
+    batches = [model.fake_window(2, seed=seed) for seed in range(2)]
+    batches[1] = replace(batches[1], task=("push the puck",) * 2)
+    held_out = encode_held_out(model, batches, np.arange(4) // 2)
     report = imagine_report(model, held_out)
-    assert report["windows"] == {"n": 12, "episodes": 4, "dropped": 0}
-    assert report["subgoal_belief"]["n"] == 12
+    assert report["windows"] == {"n": 4, "episodes": 2, "dropped": 0}
+    assert report["subgoal_belief"]["n"] == 4
     assert report["feature_error"]["horizon_s"] == pytest.approx([0.2])
     subgoals, _ = examples(model, held_out, count=2)
     assert subgoals[0].grid == (8, 8)
