@@ -17,7 +17,7 @@ from wamkit.cli.parsing import flags, parse
 
 # Changing this list changes what people have typed into scripts: say so in docs/log.md when you do.
 SURFACE = """
-demo --output_dir --seed
+demo --output_dir --seed --toy
 record --env.type --env.task --env.cameras --env.resolution --output_dir --episodes --seed --action_noise \
 --video_rate_hz --workers --resume
 import SOURCE --output_dir --format --episodes --limit --skip_broken --fps --embodiment --task --resume
@@ -25,7 +25,7 @@ train RECIPE --any.field
 eval --policy.path --env.type --env.task --env.cameras --env.resolution --output_dir --eval.n_episodes \
 --eval.first_trial --eval.split --eval.n_action_steps --eval.arms --eval.batch_size --eval.workers \
 --eval.max_steps --eval.timeout_s --eval.videos --seed --device --resume
-imagine --policy.path --dataset.root --output_dir --seed --device
+imagine --policy.path --dataset.root --output_dir --episodes --windows --horizons --seed --device
 bench NAME
 check --policy.path --dataset.root --env.type --env.task
 report DIRECTORY --output --title

@@ -2,28 +2,152 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from wamkit.cli.groups import DatasetFlags, PolicyFlags
 from wamkit.cli.parsing import parse
+from wamkit.errors import WamkitError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from wamkit.data.lerobot import LeRobotSource
+    from wamkit.inference.policy import Policy
+    from wamkit.training.config import TrainConfig
+    from wamkit.types import Window
+
+BATCH = 32
 
 
 @dataclass(frozen=True)
 class ImagineArguments:
-    """Measure a world model on recorded episodes: error by horizon, action dependence, probes."""
+    """Measure a world model on recorded episodes: error by horizon, action dependence, probes, belief."""
 
     policy: PolicyFlags
     dataset: DatasetFlags
     output_dir: Path
-    """Folder for imagine.json and pictures."""
+    """Folder for imagine.json, examples and decoded frames."""
+    episodes: Literal["held_out", "all"] = "held_out"
+    """Of recordings that the policy was trained on, only the episodes held out from it; of others, all."""
+    windows: int = 384
+    """At most so many windows, drawn without replacement."""
+    horizons: int = 3
+    """How many of the model's own horizons to roll ahead."""
     seed: int = 0
+    """Of the draw of windows, noise and resampling."""
     device: str = "auto"
     """cpu, cuda, or auto."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the verb."""
-    arguments = parse(ImagineArguments, argv, verb="imagine")
-    raise NotImplementedError(arguments)
+    print(imagine(parse(ImagineArguments, argv, verb="imagine")))
+    return 0
+
+
+def imagine(arguments: ImagineArguments) -> str:
+    """Writes ``imagine.json`` and example pictures, and returns a summary.
+
+    Raises:
+        WamkitError: The checkpoint or the recording is not as it should be, or no episode was held out.
+    """
+    from wamkit.cli.report import EXAMPLES_FILE
+    from wamkit.data.lerobot import LeRobotSource
+    from wamkit.evaluation.held_out import encode_held_out
+    from wamkit.evaluation.imagine import examples, imagine_report
+    from wamkit.evaluation.provenance import collect
+    from wamkit.evaluation.report_figures import save_examples
+    from wamkit.evaluation.results import write_json
+    from wamkit.inference.policy import checkpoint_folder, load
+    from wamkit.training.config import TrainConfig
+
+    folder = checkpoint_folder(arguments.policy.path)
+    policy = load(folder, device=arguments.device)
+    config = TrainConfig.from_dict(json.loads((folder / "train_config.json").read_text()))
+    source = LeRobotSource(arguments.dataset.root)
+    windows, episodes = held_out_windows(arguments, policy, config, source)
+    held_out = encode_held_out(policy.model, windows, episodes)
+    record = collect(checkpoint=folder, config=arguments, seeds=[arguments.seed])
+    result = imagine_report(policy.model, held_out, provenance=record, seed=arguments.seed)
+    path = write_json(arguments.output_dir / "imagine.json", result)
+    save_examples(arguments.output_dir / EXAMPLES_FILE, *examples(policy.model, held_out, seed=arguments.seed))
+    return "\n".join([*summary(result), str(path)])
+
+
+def held_out_windows(
+    arguments: ImagineArguments, policy: Policy, config: TrainConfig, source: LeRobotSource
+) -> tuple[list[Window], np.ndarray]:
+    """Windows whose frames lie at 0, tau, 2 tau, ... for the checkpoint's own tau, and the episode of each.
+
+    Raises:
+        WamkitError: The checkpoint's stage looks at no future, or no episode was held out.
+    """
+    import numpy as np
+
+    from wamkit.cli.progress import progress_bar
+    from wamkit.data.cache import FrameStore
+    from wamkit.data.mixture import Mixture
+    from wamkit.data.windows import MixtureEntry
+
+    stage = next(stage for stage in config.stages if stage.name == policy.stage)
+    tau = float(stage.window.offsets(source.embodiment)[-1])
+    if tau <= 0:
+        raise WamkitError(f"a checkpoint of stage {stage.name!r} has no future to imagine: name a later stage's.")
+    chosen, renamed = _episodes_and_cameras(arguments, config, source)
+    spec = replace(
+        stage.window,
+        frame_offsets_s=tuple(tau * step for step in range(arguments.horizons + 1)),
+        last_offset_by_embodiment=(),
+        frame_jitter_s=0.0,
+        feature_views=0,
+        past_end="drop",
+    )
+    wanted = [renamed.get(camera, camera) for camera in (spec.cameras or source.cameras)]
+    with progress_bar("decoding") as progress:
+        store = FrameStore.build(
+            source, arguments.output_dir / "cache", wanted, spec.resolution, progress=progress, resize=spec.resize
+        )
+    entry = MixtureEntry(source=source, frame_store=store, camera_map=renamed, episodes=chosen)
+    mixture = Mixture([entry], spec, policy.normalizer, arguments.seed)
+    draws = np.arange(min(arguments.windows, len(mixture)))
+    windows = [mixture.window(draws[first : first + BATCH]) for first in range(0, len(draws), BATCH)]
+    return windows, mixture.locate(draws)[1]
+
+
+def _episodes_and_cameras(
+    arguments: ImagineArguments, config: TrainConfig, source: LeRobotSource
+) -> tuple[tuple[int, ...], dict[str, str]]:
+    """Which episodes may be measured on, and which of the recording's cameras are the model's."""
+    from wamkit.training.stages import holdout_split
+
+    every = tuple(range(len(source.episodes)))
+    roots = [Path(root).resolve() for root in config.dataset.roots]
+    if arguments.dataset.root.resolve() not in roots:
+        return every, {}
+    index = roots.index(arguments.dataset.root.resolve())
+    renamed = dict(config.dataset.cameras[index]) if config.dataset.cameras else {}
+    if arguments.episodes == "all":
+        return every, renamed
+    _, held_out = holdout_split(len(every), config.dataset.holdout_episodes)
+    if not held_out:
+        raise WamkitError(
+            f"the policy was trained on every episode of {source.root}: train with --dataset.holdout_episodes, "
+            "measure on another recording, or say --episodes all and read the numbers as training error."
+        )
+    return held_out, renamed
+
+
+def summary(result: dict[str, Any]) -> list[str]:
+    """The main numbers of ``imagine.json``, a line each."""
+    lines = [f"{result['windows']['n']} windows of {result['windows']['episodes']} episodes"]
+    if error := result.get("feature_error"):
+        for horizon, model, copy in zip(error["horizon_s"], error["model"], error["copy_present"], strict=True):
+            lines.append(f"feature error {horizon:.2f} s ahead: {model:.4f}, copy-the-present {copy:.4f}")
+    if probe := result.get("latent_action_probe"):
+        lines.append(f"latent action to end-effector motion: R2 {probe['r2']:.2f}")
+    lines += [f"not measured: {name} ({reason})" for name, reason in result.get("not_measured", {}).items()]
+    return lines
