@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import shutil
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -220,6 +222,34 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(output_dir, mon
     monkeypatch.undo()
     run(toy_config(output_dir, resume=True))
     assert checkpoint.last_checkpoint(output_dir).name == "000060"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk with room for one and a half checkpoints; its size can be changed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options: str) -> bool:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        return shutil.which("mount") is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+    if not mount("size=130k"):
+        pytest.skip("this user may not mount a small disk; the test above stands in for it")
+    yield folder, lambda: mount("remount,size=16m")
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full(small_disk, tmp_path):
+    folder, enlarge = small_disk
+    with pytest.raises(DiskFullError, match=r"is full: the checkpoint at step 14.*intact.*000007"):
+        run(toy_config(folder / "run"))
+    assert [path.name for path in (folder / "run" / "checkpoints").iterdir() if path.name != "last"] == ["000007"]
+    assert enlarge()
+    run(toy_config(folder / "run", resume=True))
+    run(toy_config(tmp_path / "whole"))
+    one, other = weights(tmp_path / "whole"), weights(folder / "run")
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_full_disk_under_the_log_is_said_plainly(output_dir, monkeypatch):

@@ -53,20 +53,34 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """Which recordings a run learns from."""
+    """Which recordings a run learns from. Settings for each root are empty, or as many as there are roots."""
 
     roots: tuple[str, ...] = ()
-    """Folders of LeRobotDataset v3."""
+    """Folders of LeRobotDataset v3; one may stand here several times, under different strides."""
     weights: tuple[float, ...] = ()
-    """How often each is drawn from, relative to the others; empty: by its number of frames."""
+    """How often each is drawn from, relative to the others; empty: by its number of windows."""
     cameras: tuple[tuple[tuple[str, str], ...], ...] = ()
     """For each root, pairs (the model's camera, the recording's camera); empty: names are the same."""
+    strides: tuple[int, ...] = ()
+    """View each root at its rate divided by this; empty: as recorded."""
+    combine: tuple[Literal["sum", "last"], ...] = ()
+    """How actions combine under a stride; empty: the last counts."""
     holdout_episodes: int = 0
     """Episodes of each root, evenly spread over it, that are never trained on and serve validation."""
-    state_normalization: str = "MEAN_STD"
-    action_normalization: str = "MEAN_STD"
+    state_normalization: Literal["IDENTITY", "MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10"] = "MEAN_STD"
+    action_normalization: Literal["IDENTITY", "MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10"] = "MEAN_STD"
+    statistics: Literal["recordings", "policy"] = "recordings"
+    """Where normalisation statistics come from: the training episodes, or the policy that the run starts from."""
     cache_dir: str | None = None
     """Where decoded frames and features are kept; None: ``cache`` in the output directory."""
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "cameras", "strides", "combine"):
+            given = getattr(self, name)
+            if given and len(given) != len(self.roots):
+                raise TrainingError(
+                    f"dataset.{name} holds {len(given)} settings for {len(self.roots)} roots; give one each, or none."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

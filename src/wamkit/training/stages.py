@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from wamkit.data.augment import Augmentation
+from wamkit.data.cache import FeatureStore, FrameStore
+from wamkit.data.lerobot import LeRobotSource
+from wamkit.data.loader import WindowLoader
+from wamkit.data.mixture import Mixture, fit_normalizer
+from wamkit.data.normalize import Normalizer
+from wamkit.data.windows import MixtureEntry
+from wamkit.training.errors import TrainingError
+from wamkit.training.seeding import derive_seed
+from wamkit.training.validation import evaluation_mode
 from wamkit.types import Window
 
 if TYPE_CHECKING:
@@ -58,24 +69,6 @@ def build_model(config: TrainConfig) -> WorldActionModel:
     return registry.build(config.model, config.preset if config.model_config is None else config.model_config)
 
 
-def holdout_split(episodes: int, held_out: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Which episodes of a recording are trained on, and which are held out, evenly spread over it.
-
-    Evenly spread, because recordings of several tasks are usually stored task after task.
-
-    Raises:
-        TrainingError: nothing would be left to train on.
-    """
-    from wamkit.training.errors import TrainingError
-
-    if held_out >= episodes:
-        raise TrainingError(
-            f"holdout_episodes is {held_out}, but a recording has {episodes} episodes; lower dataset.holdout_episodes."
-        )
-    chosen = {int((index + 0.5) * episodes / held_out) for index in range(held_out)}
-    return tuple(e for e in range(episodes) if e not in chosen), tuple(sorted(chosen))
-
-
 def build_stage_data(
     config: TrainConfig,
     stage: StageConfig,
@@ -85,4 +78,148 @@ def build_stage_data(
     world_size: int,
     progress: Callable[..., None] | None = None,
 ) -> StageData:
-    raise NotImplementedError
+    """Open a stage's recordings, build the stores that are missing, and draw windows from them.
+
+    Args:
+        config: The run.
+        stage: Its windows, batch size and seed.
+        model: As it enters the stage, on its device; its frozen encoder fills the feature store where the windows
+            ask for features.
+        rank: This process; all of them build the same data and read their share of each batch.
+        world_size: How many there are.
+        progress: Told of decoding and encoding.
+
+    Raises:
+        WamkitError: a recording, a store or the spec is not as it should be.
+    """
+    if not config.dataset.roots:
+        raise TrainingError("The run has no recordings: name their folders with --dataset.roots.")
+    entries, held_out = [], []
+    for index in range(len(config.dataset.roots)):
+        train, rest = _entries_of_root(config, stage, model, index, progress)
+        entries.append(train)
+        held_out += [rest] if rest is not None else []
+    normalizer = _normalizer(config, entries)
+    seed = derive_seed(config.seed + stage.seed_offset, stage.name, "draws")
+    mixture = Mixture(entries, stage.window, normalizer, seed)
+    loader = WindowLoader(
+        mixture,
+        stage.batch_size,
+        rank=rank,
+        world_size=world_size,
+        workers=config.workers,
+        pin_memory=next(model.parameters()).device.type == "cuda",
+    )
+    return StageData(
+        loader=loader,
+        validation=_validation(config, stage, held_out, normalizer, rank, world_size) if held_out else None,
+        normalizer=normalizer,
+        contract=None,
+        fingerprint=mixture.fingerprint(),
+        describe=mixture.describe,
+    )
+
+
+def holdout_split(episodes: int, held_out: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Which episodes of a recording are trained on, and which are held out, evenly spread over it.
+
+    Evenly spread, because recordings of several tasks are usually stored task after task.
+
+    Raises:
+        TrainingError: nothing would be left to train on.
+    """
+    if held_out >= episodes > 0:
+        raise TrainingError(
+            f"holdout_episodes is {held_out}, but a recording has {episodes} episodes; lower dataset.holdout_episodes."
+        )
+    chosen = {int((index + 0.5) * episodes / held_out) for index in range(held_out)}
+    return tuple(e for e in range(episodes) if e not in chosen), tuple(sorted(chosen))
+
+
+def _entries_of_root(
+    config: TrainConfig, stage: StageConfig, model: WorldActionModel, index: int, progress: Callable[..., None] | None
+) -> tuple[MixtureEntry, MixtureEntry | None]:
+    """The training and the held-out episodes of one root, with their stores."""
+    dataset, spec = config.dataset, stage.window
+    directory = Path(dataset.cache_dir) if dataset.cache_dir is not None else Path(config.output_dir) / "cache"
+    source = LeRobotSource(Path(dataset.roots[index]))
+    renamed = dict(dataset.cameras[index]) if dataset.cameras else {}
+    cameras = source.cameras
+    if spec.cameras is not None:
+        wanted = {renamed.get(camera, camera) for camera in spec.cameras}
+        cameras = tuple(camera for camera in source.cameras if camera in wanted)
+    frames = FrameStore.build(source, directory, cameras, spec.resolution, progress=progress, resize=spec.resize)
+    features = None
+    if spec.feature_views > 0 and cameras:
+        features = _feature_store(config, stage, model, frames, directory, progress)
+    train, held_out = holdout_split(len(source.episodes), dataset.holdout_episodes)
+    entry = MixtureEntry(
+        source=source,
+        frame_store=frames,
+        feature_store=features,
+        weight=dataset.weights[index] if dataset.weights else None,
+        camera_map=renamed,
+        episodes=train,
+        stride=dataset.strides[index] if dataset.strides else 1,
+        combine=dataset.combine[index] if dataset.combine else "last",
+    )
+    return entry, replace(entry, episodes=held_out) if held_out else None
+
+
+def _feature_store(
+    config: TrainConfig,
+    stage: StageConfig,
+    model: WorldActionModel,
+    frames: FrameStore,
+    directory: Path,
+    progress: Callable[..., None] | None,
+) -> FeatureStore:
+    encoder = model.visual_encoder(stage.name)
+    if encoder is None:
+        raise TrainingError(
+            f"Stage {stage.name!r} asks for features of a frozen encoder, and {model.name} has none in that stage;"
+            " set window.feature_views to 0."
+        )
+    # As many views as any stage wants: stages that share the encoder then share the store.
+    views = max(other.window.feature_views for other in config.stages)
+    device = next(encoder.parameters()).device
+    with evaluation_mode(encoder):
+        return FeatureStore.build(
+            frames,
+            lambda pictures: encoder(pictures.to(device)),
+            encoder_hash=encoder.weights_hash(),
+            preprocessing=encoder.preprocessing,
+            directory=directory,
+            views=views,
+            augment=Augmentation() if views > 1 else None,
+            progress=progress,
+        )
+
+
+def _normalizer(config: TrainConfig, entries: Sequence[MixtureEntry]) -> Normalizer:
+    dataset = config.dataset
+    if dataset.statistics == "policy":
+        if config.policy.path is None:
+            raise TrainingError("dataset.statistics is 'policy', but the run starts from none; give --policy.path.")
+        return Normalizer.load(config.policy.path)
+    return fit_normalizer(entries, state_mode=dataset.state_normalization, action_mode=dataset.action_normalization)
+
+
+def _validation(
+    config: TrainConfig,
+    stage: StageConfig,
+    held_out: Sequence[MixtureEntry],
+    normalizer: Normalizer,
+    rank: int,
+    world_size: int,
+) -> Callable[[], Iterator[Window]]:
+    """Always the same draws from the held-out episodes; this rank's share of each batch."""
+    mixture = Mixture(held_out, replace(stage.window, frame_jitter_s=0.0), normalizer, derive_seed("validation"))
+    share = stage.batch_size // world_size
+
+    def windows() -> Iterator[Window]:
+        for batch in range(config.validation_batches):
+            first = batch * stage.batch_size + rank * share
+            yield mixture.window(range(first, first + share))
+
+    return windows

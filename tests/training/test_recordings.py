@@ -1,0 +1,178 @@
+"""From a recorded data set to a trained LaWAM: every stage on real stores, windows and normalisation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from wamkit.actions.flow_expert import FlowExpertConfig
+from wamkit.data.normalize import ACTION, Normalizer
+from wamkit.data.synthetic import make_synthetic_dataset
+from wamkit.data.windows import WindowSpec
+from wamkit.dynamics.latent_action import LatentActionConfig
+from wamkit.encoders.patch_encoder import PatchEncoderConfig
+from wamkit.errors import WamkitError
+from wamkit.models.lawam.config import LaWAMConfig, preset
+from wamkit.training.config import DatasetConfig, StageConfig, StartingPolicy, TrainConfig
+from wamkit.training.errors import ResumeError, TrainingError
+from wamkit.training.loop import train
+from wamkit.training.stages import build_model, holdout_split
+
+
+def small_lawam() -> LaWAMConfig:
+    tiny = preset("tiny")
+    return dataclasses.replace(
+        tiny,
+        encoder=PatchEncoderConfig(
+            resolution=64, patch=16, width=32, layers=1, heads=2, decoder_width=32, decoder_layers=1
+        ),
+        latent_action=LatentActionConfig(
+            width=32, heads=2, encoder_layers=1, decoder_layers=1, latent_width=8, max_state_dim=8
+        ),
+        vlm=dataclasses.replace(
+            tiny.vlm, resolution=64, width=32, layers=2, heads=2, key_value_heads=2, head_dim=16, mlp_width=64,
+            rope_sections=(4, 2, 2), vision_width=32, vision_layers=2, vision_heads=2, vision_mlp_width=64,
+            vision_position_grid=4,
+        ),
+        action=FlowExpertConfig(width=32, layers=4, heads=2, action_dim=4, dropout=0.1, time_unit_s=0.1),
+        cameras=("front",),
+        horizon_s=0.5,
+        max_actions=8,
+    )  # fmt: skip
+
+
+def config(root: Path, output_dir: Path, **changes) -> TrainConfig:
+    model = small_lawam()
+    here, horizon = (0.0,), (0.0, model.horizon_s)
+    common = {"batch_size": 8, "learning_rate": 1e-3, "steps": 4}
+    seen = {"cameras": model.cameras, "resolution": 64}
+    settings = {
+        "name": "synthetic",
+        "model": "lawam",
+        "model_config": model,
+        "dataset": DatasetConfig(roots=(str(root),), holdout_episodes=1),
+        "stages": (
+            StageConfig(name="encoder", window=WindowSpec(frame_offsets_s=here, **seen), **common),
+            StageConfig(
+                name="latent_action", window=WindowSpec(frame_offsets_s=horizon, feature_views=2, **seen), **common
+            ),
+            StageConfig(
+                name="policy",
+                window=WindowSpec(frame_offsets_s=horizon, chunk_s=0.5, max_actions=8, feature_views=1, **seen),
+                ema_decay=0.9,
+                **common,
+            ),
+        ),
+        "output_dir": str(output_dir),
+        "device": "cpu",
+        "precision": "fp32",
+        "save_every": 3,
+        "log_every": 2,
+        "validation_batches": 1,
+        "logger": "none",
+    }
+    return TrainConfig(**(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("recorded") / "synthetic"
+    make_synthetic_dataset(folder, episodes=4, length=16)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(root, tmp_path_factory) -> Path:
+    return train(config(root, tmp_path_factory.mktemp("trained") / "run"))
+
+
+def test_trains_every_stage_on_recordings(run):
+    records = [json.loads(line) for line in (run.parents[2] / "train_log.jsonl").read_text().splitlines()]
+    assert {record["stage"] for record in records if "loss" in record} == {"encoder", "latent_action", "policy"}
+    assert {record["stage"] for record in records if "validation/loss" in record} == {"encoder", "latent_action", "policy"}
+    assert all(tensor.isfinite().all() for tensor in load_file(run / "model.safetensors").values())
+
+
+def test_the_checkpoint_is_all_one_needs(run, root):
+    described = json.loads((run / "config.json").read_text())
+    assert described["type"] == "lawam"
+    assert described["stage"] == "policy"
+    assert list(described["contract"]["cameras"])
+    normalizer = Normalizer.load(run)
+    actions = torch.randn(3, 2)
+    there = normalizer.normalize(ACTION, actions, "custom")
+    torch.testing.assert_close(normalizer.unnormalize(ACTION, there, "custom"), actions)
+    stored = json.loads((run / "train_config.json").read_text())
+    assert TrainConfig.from_dict(stored).model_config == small_lawam()
+    assert root.name in (run / "README.md").read_text()
+
+
+def test_stages_that_share_the_encoder_share_the_feature_store(run):
+    folders = [path.name for path in (run.parents[2] / "cache").iterdir() if path.is_dir()]
+    assert len([name for name in folders if name.startswith("features-front")]) == 1
+    assert len([name for name in folders if name.startswith("frames-front")]) == 1
+
+
+def test_an_interrupted_stage_on_recordings_resumes_exactly(run, root, tmp_path):
+    whole = config(root, tmp_path / "run")
+    train(whole)
+    link = tmp_path / "run" / "checkpoints" / "last"
+    assert link.resolve().name == "000012"
+    link.unlink()
+    link.symlink_to("000011")
+    train(dataclasses.replace(whole, resume=True, workers=0))
+    one, two = load_file(run / "model.safetensors"), load_file(link / "pretrained_model" / "model.safetensors")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_stage_alone_takes_statistics_from_its_policy(run, root, tmp_path):
+    start = StartingPolicy(path=str(run))
+    dataset = DatasetConfig(roots=(str(root),), statistics="policy")
+    alone = train(
+        config(root, tmp_path / "run", selected_stages=("policy",), policy=start, dataset=dataset)
+    )
+    assert Normalizer.load(alone).statistics_hash() == Normalizer.load(run).statistics_hash()
+
+
+def test_held_out_episodes_are_spread_evenly():
+    train_on, held_out = holdout_split(75, 6)
+    assert held_out == (6, 18, 31, 43, 56, 68)
+    assert len(train_on) == 69
+    assert not set(train_on) & set(held_out)
+    assert holdout_split(3, 0) == ((0, 1, 2), ())
+    with pytest.raises(TrainingError, match="lower dataset.holdout_episodes"):
+        holdout_split(3, 3)
+
+
+def test_what_is_missing_is_said(root, tmp_path):
+    with pytest.raises(TrainingError, match=r"--dataset\.roots"):
+        train(config(root, tmp_path / "a", dataset=DatasetConfig()))
+    with pytest.raises(TrainingError, match="weights holds 2 settings for 1 roots"):
+        DatasetConfig(roots=(str(root),), weights=(1.0, 2.0))
+    with pytest.raises(WamkitError, match="policy"):
+        train(config(root, tmp_path / "b", dataset=DatasetConfig(roots=(str(root),), statistics="policy")))
+    stages = config(root, tmp_path).stages
+    features = dataclasses.replace(stages[0], window=dataclasses.replace(stages[0].window, feature_views=1))
+    with pytest.raises(TrainingError, match="has none in that stage"):
+        train(config(root, tmp_path / "c", stages=(features,)))
+
+
+def test_other_recordings_are_not_resumed_on(run, root, tmp_path):
+    make_synthetic_dataset(tmp_path / "other", episodes=4, length=16, seed=1)
+    whole = config(root, tmp_path / "run", stages=config(root, tmp_path).stages[:1])
+    train(whole)
+    link = tmp_path / "run" / "checkpoints" / "last"
+    link.unlink()
+    link.symlink_to("000003")
+    moved = dataclasses.replace(whole.dataset, roots=(str(tmp_path / "other"),))
+    with pytest.raises(ResumeError, match="fingerprints differ"):
+        train(dataclasses.replace(whole, resume=True, dataset=moved))
+
+
+def test_the_model_of_a_config(root, tmp_path):
+    assert build_model(config(root, tmp_path)).config == small_lawam()
