@@ -1,12 +1,11 @@
 """The flow-matching action expert of LaWAM: an alternating DiT over a dynamics and a vision-language stream.
 
 LaWAM section 3.3 and appendix C.2; dimensions in papers.md 1.4. Blocks come in groups of four: cross-attention to
-the dynamics stream, self-attention, cross-attention to the vision-language stream, self-attention.
+the vision-language stream, self-attention, cross-attention to the dynamics stream, self-attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -55,7 +54,9 @@ class AlternatingBlock(nn.Module):
         self.attention_norm = AdaNorm(config.width, config.width)
         self.attention = Attention(config.width, config.heads, context_width=context_width)
         self.feed_forward_norm = nn.LayerNorm(config.width, elementwise_affine=False)
-        self.feed_forward = FeedForward(config.width, approximate="tanh", dropout=config.dropout)
+        self.feed_forward = FeedForward(config.width, activation="gelu_tanh", dropout=config.dropout)
+        # The released block drops out twice in a row after attention; one dropout keeps as much.
+        self.attention_dropout = nn.Dropout(1.0 - (1.0 - config.dropout) ** 2)
         self.dropout = nn.Dropout(config.dropout)
 
 
@@ -75,13 +76,12 @@ class FlowExpert(nn.Module):
         self.enter_language = nn.Sequential(nn.Linear(language_width, dynamics_width), nn.LayerNorm(dynamics_width))
         self.action_in = EmbodimentLinear(config.embodiments, config.action_dim, config.width)
         self.action_hidden = EmbodimentLinear(config.embodiments, config.width, config.width)
-        self.noise_level = nn.Sequential(
-            nn.Linear(256, config.width), nn.SiLU(), nn.Linear(config.width, config.width)
-        )
+        self.noise_level = nn.Sequential(nn.Linear(256, config.width), nn.SiLU(), nn.Linear(config.width, config.width))
         self.blocks = nn.ModuleList(
             AlternatingBlock(config, dynamics_width if index % 2 == 0 else None) for index in range(config.layers)
         )
-        self.final_norm = AdaNorm(config.width, config.width)
+        self.final_norm = AdaNorm(config.width, config.width, eps=1e-6)
+        self.leave = nn.Linear(config.width, config.width)
         self.action_out_hidden = EmbodimentLinear(config.embodiments, config.width, config.width)
         self.action_out = EmbodimentLinear(config.embodiments, config.width, config.action_dim)
 
@@ -94,14 +94,11 @@ class FlowExpert(nn.Module):
         """Project both streams for every cross-attention block; done once per chunk, not per denoise step."""
         words = self.enter_language(language)
         streams = [
-            block.attention.project(dynamics if index % 4 == 0 else words)
-            for index, block in enumerate(self._blocks())
+            block.attention.project(words if index % 4 == 0 else dynamics)
+            for index, block in enumerate(self.blocks)
             if index % 2 == 0
         ]
         return Context(streams, language_valid[:, None, None, :])
-
-    def _blocks(self) -> Sequence[AlternatingBlock]:
-        return self.blocks  # type: ignore[return-value]
 
     def time_code(self, times: Float[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
         """The code of each action token: of its time in seconds, or of its index (the ablation)."""
@@ -112,9 +109,10 @@ class FlowExpert(nn.Module):
 
     def modulations(self, noise_level: Float[Tensor, "*batch"]) -> list[Float[Tensor, "*batch E"]]:
         """Scale and shift of every norm at these noise levels; known ahead of the denoise loop."""
-        # The released network counts time towards the data in 1000 buckets.
-        condition = self.noise_level(sincos((1.0 - noise_level) * 1000.0, 256).to(self.action_in.weight.dtype))
-        norms = [*(block.attention_norm for block in self._blocks()), self.final_norm]
+        # The released network counts time towards the data in 1000 buckets; the small term keeps 0.7 in bucket 700.
+        bucket = ((1.0 - noise_level) * 1000.0 + 1e-3).floor()
+        condition = self.noise_level(sincos(bucket, 256, endpoint=True).to(self.action_in.weight.dtype))
+        norms = [*(block.attention_norm for block in self.blocks), self.final_norm]
         return [norm.modulate(condition) for norm in norms]
 
     def velocity(
@@ -146,19 +144,19 @@ class FlowExpert(nn.Module):
             x = x + code
         keys_valid = valid.repeat_interleave(draws, dim=0)[:, None, None, :] if draws > 1 else valid[:, None, None, :]
         stream = iter(context.streams)
-        for index, block in enumerate(self._blocks()):
+        for index, block in enumerate(self.blocks):
             normed = block.attention_norm(x, modulations[index])
             if not at_input:
                 normed = normed + code
             if index % 2 == 0:
-                mask = context.mask if index % 4 == 2 else None
+                mask = context.mask if index % 4 == 0 else None
                 attended = block.attention(normed.reshape(flat), next(stream), mask).view_as(x)
             else:
                 attended = block.attention(normed.flatten(0, 1), mask=keys_valid).view_as(x)
-            x = x + block.dropout(attended)
-            x = x + block.feed_forward(block.feed_forward_norm(x))
-        x = self.final_norm(x, modulations[-1]).reshape(flat)
-        x = nn.functional.silu(self.action_out_hidden(x, embodiment))
+            x = x + block.attention_dropout(attended)
+            x = x + block.dropout(block.feed_forward(block.feed_forward_norm(x)))
+        x = self.leave(self.final_norm(x, modulations[-1])).reshape(flat)
+        x = nn.functional.relu(self.action_out_hidden(x, embodiment))
         return self.action_out(x, embodiment).view(noisy.shape)
 
     def sample(

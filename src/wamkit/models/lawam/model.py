@@ -21,7 +21,7 @@ from wamkit.losses import flow_matching
 from wamkit.losses.latent_action import distillation, kl_to_standard_normal
 from wamkit.losses.reconstruction import reconstruction
 from wamkit.losses.reduction import masked_mean, sample_mean
-from wamkit.models.base import Capabilities, ParameterGroup, WorldActionModel
+from wamkit.models.base import Capabilities, ParameterGroup, StageError, WorldActionModel
 from wamkit.models.lawam.config import LaWAMConfig, preset
 from wamkit.nn.adaln import AdaLNZeroBlock
 from wamkit.nn.query_pooling import QueryPooling
@@ -338,15 +338,15 @@ class LaWAM(WorldActionModel):
         """The subgoal one horizon ahead, or LaWM's roll-out over given latent actions, one horizon each.
 
         Raises:
-            StageError: ``actions`` are given: LaWM is driven by latent actions, which `infer_latent_action` reads
-                from two frames.
+            StageError: ``actions`` are given (LaWM is driven by latent actions, which `infer_latent_action` reads
+                from two frames), or the model was composed without a subgoal.
         """
         if actions is not None:
-            raise ValueError("LaWAM imagines under latent actions, not robot actions: pass latent_actions")
+            raise StageError("LaWAM imagines under latent actions, not robot actions: pass latent_actions")
         if latent_actions is None:
             intention = self.intend(observation)
             if intention.subgoal is None:
-                raise ValueError(f"this LaWAM was composed with subgoal={self.config.subgoal!r}: it imagines nothing")
+                raise StageError(f"this LaWAM was composed with subgoal={self.config.subgoal!r}: it imagines nothing")
             present, frames, latent = intention.present, [intention.subgoal], intention.latent_action
         else:
             present = self.encode(observation.images[self.config.cameras[0]])
