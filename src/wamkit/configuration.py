@@ -53,7 +53,9 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         item_kinds = [items[0]] * len(value) if len(items) == 2 and items[1] is Ellipsis else items
         if len(item_kinds) != len(value):
             raise ConfigError(f"{where} must hold {len(item_kinds)} values, got {len(value)}")
-        built = [_build(item, entry, f"{where}[{i}]") for i, (item, entry) in enumerate(zip(item_kinds, value, strict=True))]
+        built = [
+            _build(item, entry, f"{where}[{i}]") for i, (item, entry) in enumerate(zip(item_kinds, value, strict=True))
+        ]
         return origin(built)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

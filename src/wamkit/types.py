@@ -38,9 +38,11 @@ class Observation:
 
     @property
     def batch_size(self) -> int:
+        """B."""
         return len(self.task)
 
     def to(self, device: torch.device | str) -> Observation:
+        """A copy with its tensors on ``device``."""
         return replace(self, **{name: _moved(value, device) for name, value in vars(self).items()})
 
 
@@ -72,9 +74,11 @@ class Window:
 
     @property
     def batch_size(self) -> int:
+        """B."""
         return len(self.task)
 
     def to(self, device: torch.device | str) -> Window:
+        """A copy with its tensors on ``device``."""
         return replace(self, **{name: _moved(value, device) for name, value in vars(self).items()})
 
     def observation(self) -> Observation:
@@ -133,10 +137,12 @@ class Losses:
     """Detached numbers worth logging that nothing is trained on."""
 
     def __iter__(self) -> Iterator[str]:
+        """The terms' names."""
         return iter(self.terms)
 
     def total(self) -> Float[Tensor, ""]:
-        return sum((term.weight * term.mean() for term in self.terms.values()), start=torch.zeros(()))
+        """The weighted sum of the terms' means: what is minimised."""
+        return torch.stack([term.weight * term.mean() for term in self.terms.values()]).sum()
 
     def scalars(self) -> dict[str, Tensor]:
         """Detached means by name, as 0-d tensors (no device synchronisation here)."""

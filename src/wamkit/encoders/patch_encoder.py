@@ -71,7 +71,9 @@ class PatchEncoder(VisualEncoder):
         x = x.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))
         return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
-    def encode_patches(self, patches: Float[Tensor, "B M P"], position: Float[Tensor, "B M D"]) -> Float[Tensor, "B M D"]:
+    def encode_patches(
+        self, patches: Float[Tensor, "B M P"], position: Float[Tensor, "B M D"]
+    ) -> Float[Tensor, "B M D"]:
         """Features of any subset of a frame's patches, given their position codes."""
         x = self.embed(patches) + position
         for block in self.blocks:
@@ -124,7 +126,9 @@ class MaskedAutoencoder(nn.Module):
         position = encoder.position.expand(batch, -1, -1)
         features = encoder.encode_patches(_gather(patches, visible), _gather(position, visible))
         order = torch.cat([visible, hidden], dim=1)
-        x = torch.cat([self.enter(features), self.mask_token.expand(batch, hidden.shape[1], -1).to(features.dtype)], dim=1)
+        x = torch.cat(
+            [self.enter(features), self.mask_token.expand(batch, hidden.shape[1], -1).to(features.dtype)], dim=1
+        )
         x = x + _gather(self.position.expand(batch, -1, -1), order)
         for block in self.blocks:
             x = block(x)
@@ -162,7 +166,9 @@ class JointEmbedding(nn.Module):
         target = encoder.encode_patches(patches, position)
         features = encoder.encode_patches(_gather(patches, visible), _gather(position, visible))
         order = torch.cat([visible, hidden], dim=1)
-        x = torch.cat([self.enter(features), self.mask_token.expand(batch, hidden.shape[1], -1).to(features.dtype)], dim=1)
+        x = torch.cat(
+            [self.enter(features), self.mask_token.expand(batch, hidden.shape[1], -1).to(features.dtype)], dim=1
+        )
         x = x + _gather(self.position.expand(batch, -1, -1), order)
         for block in self.blocks:
             x = block(x)

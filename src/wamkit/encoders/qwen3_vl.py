@@ -139,7 +139,9 @@ class Qwen3VLTrunk(nn.Module):
         settings, visual = self.settings, self.model.visual
         n, _, height, width = frames.shape
         if (height, width) != (settings.resolution, settings.resolution):
-            raise ValueError(f"the policy takes {settings.resolution}x{settings.resolution} frames, got {height}x{width}")
+            raise ValueError(
+                f"the policy takes {settings.resolution}x{settings.resolution} frames, got {height}x{width}"
+            )
         patch, merge = settings.vision_patch, 2
         pixels = frames.to(visual.pos_embed.weight.dtype) / 127.5 - 1.0
         # Qwen's patch order: blocks of merge x merge patches, each patch (channel, time, row, column), the still
@@ -197,11 +199,15 @@ class Qwen3VLTrunk(nn.Module):
         append_image(views[0], always)
         append(embed(token_ids), token_valid, line(token_ids.shape[1]), token_valid.sum(dim=1, keepdim=True))
         latent = slice(length, length + self.latent_query.shape[0])
-        append(self.latent_query.expand(batch, -1, -1), always, line(self.latent_query.shape[0]), len(self.latent_query))
+        append(
+            self.latent_query.expand(batch, -1, -1), always, line(self.latent_query.shape[0]), len(self.latent_query)
+        )
         for camera, view in zip(cameras[1:], views[1:], strict=True):
             append_image(view, image_valid[camera].unsqueeze(1))
         action = slice(length, length + self.action_query.shape[0])
-        append(self.action_query.expand(batch, -1, -1), always, line(self.action_query.shape[0]), len(self.action_query))
+        append(
+            self.action_query.expand(batch, -1, -1), always, line(self.action_query.shape[0]), len(self.action_query)
+        )
 
         dtype = merged.dtype
         x = torch.cat([segment.to(dtype) for segment in segments], dim=1)

@@ -1,8 +1,8 @@
 """The Python door: a checkpoint as a policy that speaks LeRobot's keys and physical units.
 
-    policy = wamkit.load("outputs/demo/checkpoints/last/pretrained_model")
-    chunk = policy.act({"observation.images.corner2_near": picture, "observation.state": state, "task": "open the door"})
-    future = policy.imagine(observation)
+policy = wamkit.load("outputs/demo/checkpoints/last/pretrained_model")
+chunk = policy.act({"observation.images.corner2_near": picture, "observation.state": state, "task": "open the door"})
+future = policy.imagine(observation)
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     path = folder / "config.json"
     if not path.is_file():
         raise PolicyError(
-            f"{folder} is no checkpoint: it has no config.json; name a folder such as RUN/checkpoints/last/pretrained_model"
+            f"{folder} is no checkpoint: it has no config.json; name a folder such as RUN/checkpoints/last"
         )
     values = json.loads(path.read_text())
     name = values.pop("type", None)
@@ -125,9 +125,7 @@ class Policy:
     def reset(self) -> None:
         """Forget what was seen; to be called between episodes."""
 
-    def observation(
-        self, observations: Sequence[Mapping[str, Any]], *, embodiment: str | None = None
-    ) -> Observation:
+    def observation(self, observations: Sequence[Mapping[str, Any]], *, embodiment: str | None = None) -> Observation:
         """LeRobot's keys of some samples as one batch, checked and normalised.
 
         Raises:

@@ -36,7 +36,7 @@ def lawam_metaworld() -> TrainConfig:
             ),
             StageConfig(
                 name="latent_action",
-                # Two augmented views of the feature store (LaWAM C.5); the encoder infers in one, LaWM predicts in the other.
+                # Two augmented views (LaWAM C.5): the encoder infers in one, LaWM predicts in the other.
                 window=WindowSpec(frame_offsets_s=horizon, cameras=model.cameras, feature_views=2),
                 steps=500,
                 batch_size=32,
