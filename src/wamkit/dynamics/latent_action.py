@@ -8,15 +8,17 @@ the future grid. The decoder alone is LaWM: a world model that can be rolled out
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from wamkit.nn.adaln import AdaLNZeroBlock
+from wamkit.nn.attention import Attention
 from wamkit.nn.embodiment_linear import EmbodimentLinear
-from wamkit.nn.position import grid_sincos
+from wamkit.nn.feed_forward import FeedForward
+from wamkit.nn.position import grid_sincos, overlaid_grid_sincos
 from wamkit.nn.transformer_block import TransformerBlock
 
 
@@ -33,6 +35,10 @@ class LatentActionConfig:
     queries: int = 1
     max_state_dim: int = 14
     embodiments: int = 32
+    position_code: Literal["separate", "overlaid"] = "separate"
+    """``separate``: each axis has channels of its own. ``overlaid``: the released code, in which they overlap."""
+    state_readout: Literal["per_embodiment", "shared"] = "per_embodiment"
+    """Read-out of the state predictor: one for each embodiment as released, or one for all (a third of the size)."""
 
 
 class Posterior(NamedTuple):
@@ -46,6 +52,30 @@ class Posterior(NamedTuple):
         return self.mean + (0.5 * self.log_variance).exp() * noise
 
 
+def _position(config: LatentActionConfig, shape: tuple[int, ...]) -> Float[Tensor, "N D"]:
+    code = overlaid_grid_sincos if config.position_code == "overlaid" else grid_sincos
+    return code(shape, config.width)
+
+
+class QueryStart(nn.Module):
+    """Learned queries that read the patches once, before they join them: x = LN(q + attention), x + feed-forward."""
+
+    def __init__(self, queries: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(queries, width) * 0.02)
+        self.context_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.query_norm = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width, ratio=1.0)
+
+    def forward(self, patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B Q D"]:
+        """The queries of each sample."""
+        query = self.query.expand(patches.shape[0], -1, -1).to(patches.dtype)
+        read = self.attention(query, self.attention.project(self.context_norm(patches)))
+        x = self.query_norm(query + read)
+        return x + self.feed_forward(x)
+
+
 class InverseDynamicsEncoder(nn.Module):
     """q(z | u, u_T): a joint space-time transformer over both grids, read by learned queries.
 
@@ -56,25 +86,25 @@ class InverseDynamicsEncoder(nn.Module):
         super().__init__()
         tokens = 2 * grid[0] * grid[1]
         self.enter = nn.Linear(feature_width, config.width)
-        self.register_buffer("position", grid_sincos((2, *grid), config.width), persistent=False)
-        self.query = nn.Parameter(torch.randn(config.queries, config.width) * 0.02)
-        self.blocks = nn.ModuleList(TransformerBlock(config.width, config.heads) for _ in range(config.encoder_layers))
-        self.norm = nn.LayerNorm(config.width)
+        self.register_buffer("position", _position(config, (2, *grid)), persistent=False)
+        self.start = QueryStart(config.queries, config.width, config.heads)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(config.width, config.heads, activation="relu", eps=1e-5)
+            for _ in range(config.encoder_layers)
+        )
         self.leave = nn.Linear(config.width, config.latent_width)
         mask = torch.ones(tokens + config.queries, tokens + config.queries, dtype=torch.bool)
         mask[:tokens, tokens:] = False
         self.register_buffer("mask", mask[None, None], persistent=False)
 
-    def forward(
-        self, present: Float[Tensor, "B N D"], future: Float[Tensor, "B N D"]
-    ) -> Float[Tensor, "B Q Z"]:
+    def forward(self, present: Float[Tensor, "B N D"], future: Float[Tensor, "B N D"]) -> Float[Tensor, "B Q Z"]:
         """One embedding for each query, before the Gaussian head."""
         x = self.enter(torch.cat([present, future], dim=1)) + self.position
         tokens = x.shape[1]
-        x = torch.cat([x, self.query.expand(x.shape[0], -1, -1).to(x.dtype)], dim=1)
+        x = torch.cat([x, self.start(x)], dim=1)
         for block in self.blocks:
             x = block(x, self.mask)
-        return self.leave(self.norm(x[:, tokens:]))
+        return self.leave(x[:, tokens:])
 
 
 class GaussianHead(nn.Module):
@@ -98,7 +128,7 @@ class LatentWorldModel(nn.Module):
     def __init__(self, config: LatentActionConfig, grid: tuple[int, int], feature_width: int) -> None:
         super().__init__()
         self.enter = nn.Linear(feature_width, config.width)
-        self.register_buffer("position", grid_sincos(grid, config.width), persistent=False)
+        self.register_buffer("position", _position(config, grid), persistent=False)
         self.condition = nn.Linear(config.latent_width, config.width)
         self.blocks = nn.ModuleList(AdaLNZeroBlock(config.width, config.heads) for _ in range(config.decoder_layers))
         self.leave = nn.Linear(config.width, feature_width)
@@ -120,9 +150,7 @@ class LatentWorldModel(nn.Module):
             self.enter.bias.zero_()
             self.leave.bias.zero_()
 
-    def forward(
-        self, present: Float[Tensor, "B N D"], latent_action: Float[Tensor, "B Q Z"]
-    ) -> Float[Tensor, "B N D"]:
+    def forward(self, present: Float[Tensor, "B N D"], latent_action: Float[Tensor, "B Q Z"]) -> Float[Tensor, "B N D"]:
         """The predicted grid one horizon ahead, in the encoder's own (LayerNorm-ed) space."""
         x = self.enter(present) + self.position
         condition = self.condition(latent_action).mean(dim=1)
@@ -134,7 +162,8 @@ class LatentWorldModel(nn.Module):
 class StateChangePredictor(nn.Module):
     """Training aid: the latent action and the current state to the state's change; thrown away afterwards.
 
-    One state encoder and one read-out for each embodiment, since state dimensions mean different things.
+    One state encoder for each embodiment, since state dimensions mean different things; so the read-out, unless
+    it is shared.
     """
 
     def __init__(self, config: LatentActionConfig) -> None:
@@ -142,17 +171,21 @@ class StateChangePredictor(nn.Module):
         self.latent = nn.Linear(config.latent_width, config.width)
         self.state_in = EmbodimentLinear(config.embodiments, config.max_state_dim, config.width)
         self.state_hidden = EmbodimentLinear(config.embodiments, config.width, config.width)
-        self.joint = nn.Linear(2 * config.width, config.width)
-        self.leave = nn.Linear(config.width, config.max_state_dim)
+        self.shared = config.state_readout == "shared"
+        readouts = 1 if self.shared else config.embodiments
+        self.joint = EmbodimentLinear(readouts, 2 * config.width, config.width)
+        self.leave = EmbodimentLinear(readouts, config.width, config.max_state_dim)
 
     def forward(
         self, latent_action: Float[Tensor, "B Q Z"], state: Float[Tensor, "B S"], embodiment: Int[Tensor, "B"]
     ) -> Float[Tensor, "B S"]:
         """The predicted change of the normalised state over the horizon, in (-1, 1)."""
-        code = nn.functional.silu(self.state_in(state.unsqueeze(1), embodiment))
-        code = self.state_hidden(code, embodiment).squeeze(1)
-        joint = torch.cat([self.latent(latent_action).mean(dim=1), code], dim=-1)
-        return torch.tanh(self.leave(nn.functional.silu(self.joint(joint))))
+        code = nn.functional.relu(self.state_in(state.unsqueeze(1), embodiment))
+        code = self.state_hidden(code, embodiment)
+        joint = torch.cat([self.latent(latent_action.mean(dim=1, keepdim=True)), code], dim=-1)
+        readout = torch.zeros_like(embodiment) if self.shared else embodiment
+        joint = nn.functional.relu(self.joint(joint, readout))
+        return torch.tanh(self.leave(joint, readout)).squeeze(1)
 
 
 class LatentActionModel(nn.Module):

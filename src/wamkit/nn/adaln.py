@@ -43,16 +43,18 @@ class AdaLNZeroBlock(nn.Module):
 class AdaNorm(nn.Module):
     """Non-affine layer norm, then a scale and a shift from a condition (the norm of GR00T's action DiT)."""
 
-    def __init__(self, width: int, condition_width: int) -> None:
+    def __init__(self, width: int, condition_width: int, *, eps: float = 1e-5) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=1e-5, elementwise_affine=False)
+        self.norm = nn.LayerNorm(width, eps=eps, elementwise_affine=False)
         self.modulation = nn.Linear(condition_width, 2 * width)
 
     def modulate(self, condition: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch E"]:
         """Scale and shift, side by side; may be computed for all denoise steps ahead of the loop."""
         return self.modulation(nn.functional.silu(condition))
 
-    def forward(self, x: Float[Tensor, "*batch N D"], modulation: Float[Tensor, "*batch E"]) -> Float[Tensor, "*batch N D"]:
+    def forward(
+        self, x: Float[Tensor, "*batch N D"], modulation: Float[Tensor, "*batch E"]
+    ) -> Float[Tensor, "*batch N D"]:
         """``modulation`` comes from `modulate`."""
         scale, shift = modulation.unsqueeze(-2).chunk(2, dim=-1)
         return self.norm(x) * (1 + scale) + shift

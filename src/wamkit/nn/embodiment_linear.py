@@ -19,8 +19,6 @@ class EmbodimentLinear(nn.Module):
         bound = 1.0 / math.sqrt(width_in)
         nn.init.uniform_(self.weight, -bound, bound)
 
-    def forward(
-        self, x: Float[Tensor, "B N width_in"], embodiment: Int[Tensor, "B"]
-    ) -> Float[Tensor, "B N width_out"]:
+    def forward(self, x: Float[Tensor, "B N width_in"], embodiment: Int[Tensor, "B"]) -> Float[Tensor, "B N width_out"]:
         """Apply to each sample the layer of its embodiment."""
         return torch.baddbmm(self.bias[embodiment].unsqueeze(1), x, self.weight[embodiment])

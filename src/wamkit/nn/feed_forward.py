@@ -7,16 +7,22 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+Activation = Literal["gelu", "gelu_tanh", "relu"]
+
+
+def _activation(name: Activation) -> nn.Module:
+    return nn.ReLU() if name == "relu" else nn.GELU(approximate="tanh" if name == "gelu_tanh" else "none")
+
 
 class FeedForward(nn.Module):
-    """Linear, GELU, dropout, Linear; ``ratio`` times wider in the middle."""
+    """Linear, activation, dropout, Linear; ``ratio`` times wider in the middle."""
 
     def __init__(
-        self, width: int, *, ratio: float = 4.0, approximate: Literal["none", "tanh"] = "none", dropout: float = 0.0
+        self, width: int, *, ratio: float = 4.0, activation: Activation = "gelu", dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.up = nn.Linear(width, int(width * ratio))
-        self.activation = nn.GELU(approximate=approximate)
+        self.activation = _activation(activation)
         self.dropout = nn.Dropout(dropout)
         self.down = nn.Linear(int(width * ratio), width)
 

@@ -68,7 +68,13 @@ def preset(name: str) -> LaWAMConfig:
         return LaWAMConfig(
             encoder=PatchEncoderConfig(resolution=128, patch=8, width=256, layers=6, heads=8),
             latent_action=LatentActionConfig(
-                width=384, heads=6, encoder_layers=6, decoder_layers=6, latent_width=32, max_state_dim=16
+                width=384,
+                heads=6,
+                encoder_layers=6,
+                decoder_layers=6,
+                latent_width=32,
+                max_state_dim=16,
+                state_readout="shared",
             ),
             vlm=Qwen3VLSettings(
                 weights=None,
@@ -102,7 +108,13 @@ def preset(name: str) -> LaWAMConfig:
         return LaWAMConfig(
             encoder=PatchEncoderConfig(resolution=128, patch=16, width=128, layers=4, heads=4),
             latent_action=LatentActionConfig(
-                width=128, heads=4, encoder_layers=3, decoder_layers=3, latent_width=16, max_state_dim=32
+                width=128,
+                heads=4,
+                encoder_layers=3,
+                decoder_layers=3,
+                latent_width=16,
+                max_state_dim=32,
+                state_readout="shared",
             ),
             vlm=Qwen3VLSettings(
                 weights=None,
