@@ -8,7 +8,7 @@ pytest.importorskip("metaworld")
 from wamkit.envs.base import EnvError, trial_seed
 from wamkit.envs.metaworld import CAMERAS, MetaWorldEnvironment
 from wamkit.envs.registry import instruction, make_env, tasks
-from wamkit.envs.rendering import RenderingError, choose_backend
+from wamkit.envs.rendering import RenderingError, _Context, choose_backend
 
 pytestmark = pytest.mark.sim
 needs_rendering = pytest.mark.skipif(choose_backend() == "disable", reason="no EGL and no OSMesa on this machine")
@@ -139,6 +139,32 @@ def test_pictures_are_rendered_at_the_asked_size_and_stand_upright():
     env.close()
     assert env.render_frame("topview", 32).shape == (32, 32, 3)
     env.close()
+
+
+@needs_rendering
+def test_environments_share_meshes_but_not_pictures():
+    drawers = [make_env("metaworld", task, resolution=48) for task in ("drawer-open-v3", "drawer-close-v3")]
+    other = make_env("metaworld", "reach-v3", resolution=48)
+    alone = {}
+    for env in (*drawers, other):
+        alone[env.description.task] = env.reset_trial(0)["observation.images.corner2"]
+        env.close()
+    assert not _Context.shared
+    first = [env.reset_trial(0)["observation.images.corner2"] for env in (*drawers, other)]
+    assert len(_Context.shared) == 2
+    drawers[0].render_frame(None, (64, 96))  # the shared buffer grows
+    again = [env.render_frame() for env in (*drawers, other)]
+    drawers[0].close()
+    last = drawers[1].render_frame()
+    for env, one, two in zip((*drawers, other), first, again, strict=True):
+        np.testing.assert_array_equal(one, alone[env.description.task])
+        np.testing.assert_array_equal(two, one)
+    np.testing.assert_array_equal(last, first[1])
+    assert not np.array_equal(first[0], first[1])
+    for env in (*drawers, other):
+        env.close()
+        env.close()
+    assert not _Context.shared
 
 
 @needs_rendering

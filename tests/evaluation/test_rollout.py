@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -228,3 +232,36 @@ def test_arguments_that_cannot_be(tmp_path):
         rollout([NoOpArm()], (), FakeFactory(), tmp_path)
     with pytest.raises(EvaluationError, match="at least one episode"):
         rollout([NoOpArm()], TASKS, FakeFactory(), tmp_path, RolloutSettings(n_episodes=0))
+
+
+def test_a_killed_evaluation_leaves_no_process_behind(tmp_path):
+    script = f"""
+import sys
+import time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from fake_world import FakeFactory
+from wamkit.evaluation.arms import ExpertArm
+from wamkit.evaluation.rollout import RolloutSettings, rollout
+
+if __name__ == "__main__":
+    factory = FakeFactory(folder={str(tmp_path)!r}, faults=(("line-a", 0, 0, "hang", 99),))
+    rollout([ExpertArm()], "line-a", factory, {str(tmp_path / "out")!r}, RolloutSettings(workers=2))
+"""
+    path = tmp_path / "evaluate.py"
+    path.write_text(script)
+    main = subprocess.Popen([sys.executable, str(path)], start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "line-a_0_hang").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(main.pid, 0)  # the group is there
+    main.kill()
+    main.wait()
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(main.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.05)
+    else:
+        os.killpg(main.pid, signal.SIGKILL)
+        pytest.fail("worker processes outlived the killed evaluation")

@@ -142,7 +142,8 @@ class Environment(gymnasium.Env, abc.ABC):
     def action_space(self) -> gymnasium.Space:  # type: ignore[override]
         """The bounds of the description."""
         spec = self.description
-        return gymnasium.spaces.Box(np.float32(spec.action_low), np.float32(spec.action_high), dtype=np.float32)
+        low, high = np.asarray(spec.action_low, np.float32), np.asarray(spec.action_high, np.float32)
+        return gymnasium.spaces.Box(low, high, dtype=np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         """Gymnasium's reset: ``options={"trial": n, "split": ...}``, else ``seed`` as the trial, else the next one."""
@@ -183,4 +184,4 @@ def checked_action(action: np.ndarray, spec: EnvSpec) -> np.ndarray:
         )
     if not np.isfinite(action).all():
         raise EnvError(f"The action {action.tolist()} is not finite: look at the policy's last layer and statistics.")
-    return np.clip(action, np.float32(spec.action_low), np.float32(spec.action_high))
+    return np.clip(action, np.asarray(spec.action_low, np.float32), np.asarray(spec.action_high, np.float32))

@@ -112,7 +112,7 @@ def demonstrate(env: Environment, trial: int, settings: DemonstrationSettings) -
     images: dict[str, list[np.ndarray]] = {camera: [] for camera in spec.cameras}
     states, actions, executed = [], [], []
     observation: dict[str, Any] | None = env.reset_trial(trial, split="train")
-    low, high = np.float32(spec.action_low), np.float32(spec.action_high)
+    low, high = np.asarray(spec.action_low, np.float32), np.asarray(spec.action_high, np.float32)
     first_success, truncated = None, False
     while not truncated and (first_success is None or len(actions) < first_success + settings.hold_steps):
         if observation is None:

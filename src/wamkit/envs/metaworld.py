@@ -94,7 +94,7 @@ class MetaWorldEnvironment(Environment):
         self._sim.seeded_rand_vec = True
         self._sim.max_path_length = max_steps
         self._expert = ENV_POLICY_MAP[task]()
-        self._camera = Camera(self._sim.model)
+        self._camera = Camera(self._sim.model, self._sim.model_name)
         self._pristine_model = {name: getattr(self._sim.model, name).copy() for name in _MODEL_FIELDS}
         self._pristine = {
             name: copy.deepcopy(value)

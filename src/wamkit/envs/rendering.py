@@ -18,6 +18,7 @@ import os
 import sys
 import weakref
 from types import ModuleType
+from typing import ClassVar
 
 import numpy as np
 
@@ -99,8 +100,14 @@ def import_mujoco() -> ModuleType:
 _DISABLED = frozenset({"disable", "disabled", "off", "false", "0"})
 
 
-class _Canvas:
-    """An OpenGL context, a buffer of one size and a scene, freed in the order that OpenGL needs."""
+class _Context:
+    """An OpenGL context with the meshes and textures of a model and an off-screen buffer that grows.
+
+    Making one takes a third of a second and 100 MB, so the environments of a process share it where their models have
+    the same assets; a scene names meshes and textures by number only.
+    """
+
+    shared: ClassVar[dict[str, _Context]] = {}
 
     def __init__(self, model, size: tuple[int, int]) -> None:
         mujoco = self._mujoco = import_mujoco()
@@ -109,60 +116,82 @@ class _Canvas:
             raise RenderingError(
                 f"There is no OpenGL to draw with (MUJOCO_GL={backend}): unset MUJOCO_GL and {_INSTALL}."
             )
-        height, width = size
-        # Both are read when the context is made, not when it draws.
+        self._buffer = size
+        # These are read when the context is made, not when it draws.
         model.vis.quality.offsamples = 0
-        model.vis.global_.offheight, model.vis.global_.offwidth = height, width
+        model.vis.global_.offheight, model.vis.global_.offwidth = size
         try:
-            self._gl = importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
+            self._gl = importlib.import_module(f"mujoco.{backend}").GLContext(size[1], size[0])
             self._gl.make_current()
-            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+            self._assets = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         except Exception as error:  # PyOpenGL, ctypes and MuJoCo each raise their own kinds
             raise RenderingError(
                 f"OpenGL makes no context (MUJOCO_GL={backend}: {error}): unset MUJOCO_GL, and {_INSTALL}."
             ) from error
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
-        self.scene = mujoco.MjvScene(model, maxgeom=max(1000, 2 * model.ngeom))
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self.scene.flags[flag] = 0
-        self._rect = mujoco.MjrRect(0, 0, width, height)
-        self._size = size
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._assets)
+        self.users = 0
+        # Registered after MuJoCo's own hook, which takes EGL down at the interpreter's end, and so run before it.
+        atexit.register(self.close)
 
-    def draw(self) -> np.ndarray:
+    def draw(self, scene, size: tuple[int, int]) -> np.ndarray:
         """The scene as uint8 [H, W, 3]; OpenGL's first row is the lowest."""
         self._gl.make_current()
-        pixels = np.empty((*self._size, 3), np.uint8)
-        self._mujoco.mjr_render(self._rect, self.scene, self._context)
-        self._mujoco.mjr_readPixels(pixels, None, self._rect, self._context)
+        if size[0] > self._buffer[0] or size[1] > self._buffer[1]:
+            self._buffer = max(size[0], self._buffer[0]), max(size[1], self._buffer[1])
+            self._mujoco.mjr_resizeOffscreen(self._buffer[1], self._buffer[0], self._assets)
+        pixels, rectangle = np.empty((*size, 3), np.uint8), self._mujoco.MjrRect(0, 0, size[1], size[0])
+        self._mujoco.mjr_render(rectangle, scene, self._assets)
+        self._mujoco.mjr_readPixels(pixels, None, rectangle, self._assets)
         return pixels
 
     def close(self) -> None:
+        # Assets are freed in the current context: it must be theirs.
         self._gl.make_current()
-        self._context.free()
+        self._assets.free()
         self._gl.free()
+        atexit.unregister(self.close)
 
+    @classmethod
+    def borrow(cls, key: str, model, size: tuple[int, int]) -> _Context:
+        if key not in cls.shared:
+            cls.shared[key] = cls(model, size)
+        cls.shared[key].users += 1
+        return cls.shared[key]
 
-def _close_all(canvases: dict[tuple[int, int], _Canvas]) -> None:
-    while canvases:
-        canvases.popitem()[1].close()
+    @classmethod
+    def give_back(cls, key: str) -> None:
+        cls.shared[key].users -= 1
+        if cls.shared[key].users == 0:
+            cls.shared.pop(key).close()
 
 
 class Camera:
     """Draws the named cameras of one MuJoCo model, at any size.
 
-    Contexts are made at the first picture of each size and freed explicitly, at the latest before the interpreter
-    takes OpenGL down.
+    OpenGL is touched at the first picture only.
 
     Args:
         model: The MjModel; its off-screen quality settings are changed.
+        assets: Names the model's meshes and textures, such as the file that it was read from: models of the same
+            name share them in memory.
     """
 
-    def __init__(self, model) -> None:
-        self._model = model
-        self._canvases: dict[tuple[int, int], _Canvas] = {}
-        self._finalizer = weakref.finalize(self, _close_all, self._canvases)
-        self._finalizer.atexit = False
-        self._option = self._view = None
+    def __init__(self, model, assets: str) -> None:
+        self._model, self._assets = model, assets
+        self._context: _Context | None = None
+        self._finalizer: weakref.finalize | None = None
+
+    def _open(self, size: tuple[int, int]) -> _Context:
+        mujoco = import_mujoco()
+        self._context = _Context.borrow(self._assets, self._model, size)
+        self._finalizer = weakref.finalize(self, _Context.give_back, self._assets)
+        self._finalizer.atexit = False  # the context's own hook is in the right order
+        self._scene = mujoco.MjvScene(self._model, maxgeom=max(1000, 2 * self._model.ngeom))
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._scene.flags[flag] = 0
+        self._option, self._view = mujoco.MjvOption(), mujoco.MjvCamera()
+        self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        return self._context
 
     def draw(
         self,
@@ -186,28 +215,21 @@ class Camera:
             RenderingError: There is no OpenGL on this machine; says what to install.
         """
         mujoco = import_mujoco()
-        if size not in self._canvases:
-            self._canvases[size] = _Canvas(self._model, size)
-            # After MuJoCo's own hook, which takes EGL down, and therefore run before it.
-            atexit.unregister(self._finalizer)
-            atexit.register(self._finalizer)
-        canvas = self._canvases[size]
-        if self._option is None:
-            self._option, self._view = mujoco.MjvOption(), mujoco.MjvCamera()
-            self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        context = self._context or self._open(size)
         index = self._model.camera(camera).id
         self._view.fixedcamid = index
         own = data.cam_xpos[index].copy()
         if position is not None:
             data.cam_xpos[index] = position
         mujoco.mjv_updateScene(
-            self._model, data, self._option, None, self._view, mujoco.mjtCatBit.mjCAT_ALL.value, canvas.scene
+            self._model, data, self._option, None, self._view, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene
         )
         data.cam_xpos[index] = own
-        pixels = canvas.draw()
+        pixels = context.draw(self._scene, size)
         return np.ascontiguousarray(pixels[:, ::-1] if hangs else pixels[::-1])
 
     def close(self) -> None:
-        """Free the OpenGL contexts; drawing again makes new ones."""
-        atexit.unregister(self._finalizer)
-        _close_all(self._canvases)
+        """Give the OpenGL context back; drawing again opens one."""
+        if self._finalizer is not None:
+            self._finalizer()
+        self._context = self._finalizer = None

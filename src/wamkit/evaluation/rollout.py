@@ -82,6 +82,7 @@ class _Request:
     worker: WorkerProcess
     slot: int
     episode: _Episode
+    arm: PolicyArm
     observation: dict[str, Any] = field(default_factory=dict)
 
 
@@ -280,7 +281,7 @@ class _Evaluation:
     def _listen(self) -> None:
         """Take every message that is there; wait for one only where the policy has nothing to do."""
         wait_s = 0.0 if self.waiting else max(0.0, min(1.0, *(worker.silence_left_s for worker in self.workers)))
-        pipes = {worker.pipe: worker for worker in self.workers}
+        pipes: dict[Any, WorkerProcess] = {worker.pipe: worker for worker in self.workers}
         ready = multiprocessing.connection.wait(list(pipes), timeout=wait_s)
         while ready:
             for pipe in ready:
@@ -309,11 +310,13 @@ class _Evaluation:
             del worker.jobs[slot]
             self._finish(episode, content)
             return
-        if episode.arm.needs_images:
+        arm = episode.arm
+        assert isinstance(arm, PolicyArm)  # an actor asks for nothing
+        if arm.needs_images:
             # Copied: the worker writes here again while the policy's call is still being prepared.
             for camera, picture in worker.pictures[slot].items():
                 content[f"observation.images.{camera}"] = picture.copy()
-        self.waiting.append(_Request(worker, slot, episode, content))
+        self.waiting.append(_Request(worker, slot, episode, arm, content))
 
     def _finish(self, episode: _Episode, result: dict[str, Any]) -> None:
         arm, task, trial = episode.key
@@ -354,15 +357,15 @@ class _Evaluation:
 
     def _act(self) -> None:
         """One batched call of the policy that has waited longest."""
-        policy = self.waiting[0].episode.arm.policy
-        batch = [request for request in self.waiting if request.episode.arm.policy is policy]
+        policy = self.waiting[0].arm.policy
+        batch = [request for request in self.waiting if request.arm.policy is policy]
         batch = batch[: self.settings.batch_size]
         chosen = {id(request) for request in batch}
         self.waiting = deque(request for request in self.waiting if id(request) not in chosen)
         observations, seeds = [], []
         for request in batch:
             episode = request.episode
-            observations.append(episode.arm.prepare(request.observation, episode.task, episode.trial, self.spec))
+            observations.append(request.arm.prepare(request.observation, episode.task, episode.trial, self.spec))
             seeds.append(trial_seed("policy", self.settings.seed, episode.task, episode.trial, episode.replans) >> 1)
             episode.replans += 1
         chunks = np.asarray(policy.act_batch(observations, seeds=seeds))
@@ -373,7 +376,7 @@ class _Evaluation:
                 f"{self.spec.name} takes [{len(batch)}, K, {actions}]: evaluate it where it was trained."
             )
         for request, chunk in zip(batch, chunks, strict=True):
-            steps = request.episode.arm.n_action_steps or self.settings.n_action_steps or len(chunk)
+            steps = request.arm.n_action_steps or self.settings.n_action_steps or len(chunk)
             if not 1 <= steps <= len(chunk):
                 raise EvaluationError(f"Cannot execute {steps} actions of a chunk of {len(chunk)}.")
             request.worker.send("chunk", request.slot, np.ascontiguousarray(chunk[:steps], dtype=np.float32))

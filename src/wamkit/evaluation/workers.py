@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -75,7 +75,11 @@ class _Worker:
     """The worker's side: episodes by slot, and environments kept by task for the next episode."""
 
     def __init__(
-        self, make: Callable[[str], Environment], pipe: Connection, pictures: list[Mapping], slots: int
+        self,
+        make: Callable[[str], Environment],
+        pipe: Connection,
+        pictures: Sequence[Mapping[str, np.ndarray]],
+        slots: int,
     ) -> None:
         self.make, self.pipe, self.pictures, self.keep = make, pipe, pictures, 2 * slots
         self.running: dict[int, _Running] = {}
