@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import struct
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from wamkit.data.importers import ImportFailure, import_recording
 from wamkit.data.importers.tfrecord import crc32c, masked_crc, parse_example, read_records
@@ -113,6 +115,46 @@ def test_dummy_views_are_found_by_content_not_by_flag(imported, test_data):
     for camera in source.cameras:
         assert source.decode(camera, 0, [0.0, 1.8]).std() > 30
     assert source.episodes[0].absent_cameras == ()
+
+
+def test_a_view_that_one_episode_lacks(tmp_path):
+    def picture(value: int) -> bytes:
+        out = io.BytesIO()
+        pixels = np.zeros((16, 16, 3), np.uint8) if value == 0 else np.indices((16, 16, 3)).sum(0) * value
+        Image.fromarray(pixels.astype(np.uint8)).save(out, "PNG")
+        return field(1, picture_list(out.getvalue()))
+
+    def picture_list(data: bytes) -> bytes:
+        return field(1, data) * 2  # two steps
+
+    def episode(second_view: int) -> bytes:
+        features = {
+            "steps/observation/image_0": picture(3),
+            "steps/observation/image_1": picture(second_view),
+            "steps/action": field(2, field(1, np.array([1, 2, 3, 4], "<f4").tobytes())),
+            "steps/language_instruction": field(1, field(1, b"") * 2),
+        }
+        return record(example(**features))
+
+    image = {"image": {"shape": {"dimensions": ["16", "16", "3"]}}}
+    steps = {
+        "observation": {"featuresDict": {"features": {"image_0": image, "image_1": image}}},
+        "action": {"tensor": {"shape": {"dimensions": ["2"]}}},
+    }
+    sequence = {"sequence": {"feature": {"featuresDict": {"features": steps}}}}
+    (tmp_path / "features.json").write_text(json.dumps({"featuresDict": {"features": {"steps": sequence}}}))
+    (tmp_path / "dataset_info.json").write_text('{"name": "droid_100"}')
+    for number, views in enumerate([(3, 0), (3,)]):
+        path = tmp_path / f"x-train.tfrecord-0000{number}-of-00002"
+        path.write_bytes(b"".join(episode(view) for view in views))
+    import_recording(tmp_path, tmp_path / "out")
+    source = LeRobotSource(tmp_path / "out")
+    assert source.extra["source_episodes"] == ["train-00000/0", "train-00000/1", "train-00001/0"]
+    assert [episode.absent_cameras for episode in source.episodes] == [(), ("image_1",), ()]
+    assert (source.fps, source.state_names, source.embodiment) == (15, None, "droid")
+    assert source.column("action").tolist() == [[1, 2], [3, 4]] * 3
+    assert source.decode("image_1", 1, [0.0]).max() < 8
+    assert source.decode("image_1", 2, [0.0]).max() > 60
 
 
 def test_truncated_file_and_unknown_rate(test_data, tmp_path):

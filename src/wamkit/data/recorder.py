@@ -26,6 +26,9 @@ from wamkit.errors import suggest
 KEY_FRAME_DISTANCE = 2  # random access decodes at most two frames
 QUALITY_CRF = 18
 PRESET = "veryfast"
+# No B-frames and no look-ahead: with two-frame groups they bring nothing, and with them the encoder's choices (and so
+# the bytes) vary between processes.
+ENCODER_OPTIONS = {"bf": "0", "mbtree": "0", "rc-lookahead": "0", "sc_threshold": "0"}
 _ONE_EPISODE_A_FILE_MB = 1e-9  # LeRobot starts a new file where the next episode would exceed this
 
 
@@ -97,7 +100,7 @@ class LeRobotRecorder:
         if exists and not (self.root / "meta/info.json").is_file() and not (self.root / MARKER_PATH).is_file():
             raise DatasetError(f"{self.root} exists and is not a LeRobotDataset: choose another folder.")
         encoder = RGBEncoderConfig(
-            vcodec="h264", g=KEY_FRAME_DISTANCE, crf=QUALITY_CRF, preset=PRESET, extra_options={"bf": "0"}
+            vcodec="h264", g=KEY_FRAME_DISTANCE, crf=QUALITY_CRF, preset=PRESET, extra_options=dict(ENCODER_OPTIONS)
         )
         if exists:
             recover(self.root)

@@ -61,8 +61,8 @@ def import_rlds(
         source: The data set's folder (with ``dataset_info.json``), or one above it.
         output_dir: Where the data set goes.
         options: Which episodes, named ``<split>/<number>`` (with several files to a split,
-            ``<split>-<file>/<number>``); with ``skip_broken``, what follows the damage in a file is left out; ``fps`` and ``embodiment`` for data sets not in
-            :data:`KNOWN`.
+            ``<split>-<file>/<number>``); ``fps`` and ``embodiment`` for data sets not in :data:`KNOWN`. With
+            ``skip_broken``, what follows the damage in a file is left out.
         progress: Called after each episode.
 
     Returns:
