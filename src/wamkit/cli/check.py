@@ -58,10 +58,11 @@ def run(argv: Sequence[str]) -> int:
 def fitting_env_options(contract: Contract | None, flags: EnvFlags, max_steps: int | None = None) -> dict[str, Any]:
     """Keyword arguments of ``make_env``: what the flags say, else what the policy was trained on."""
     options: dict[str, Any] = {"resolution": flags.resolution or 128}
-    if contract is not None and flags.resolution is None and contract.cameras:
-        options["resolution"] = tuple(next(iter(dict(contract.cameras).values())))
-    if names(flags.cameras):
-        options["cameras"] = names(flags.cameras)
+    trained_on = dict(contract.cameras) if contract is not None else {}
+    if trained_on and flags.resolution is None:
+        options["resolution"] = tuple(next(iter(trained_on.values())))
+    if cameras := names(flags.cameras) or tuple(trained_on):
+        options["cameras"] = cameras
     if max_steps is not None:
         options["max_steps"] = max_steps
     return options

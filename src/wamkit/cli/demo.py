@@ -80,13 +80,15 @@ def _record(recordings: Path, arguments: DemoArguments) -> str:
     from wamkit.cli.progress import progress_bar
     from wamkit.envs.recording import record_episodes
 
+    window = demo_config(recordings, arguments).stages[-1].window
     with progress_bar("recording") as progress:
         summary = record_episodes(
             "metaworld",
             TASKS,
             recordings,
             episodes=2 if arguments.toy else 25,
-            resolution=128,
+            resolution=window.resolution,
+            cameras=window.cameras,
             resume=True,
             progress=progress,
         )
