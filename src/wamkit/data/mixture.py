@@ -245,7 +245,9 @@ def fit_normalizer(
     for entry in entries:
         rows.setdefault(entry.statistics_key, []).append(entry.feature_values())
     statistics = {key: merged(values) for key, values in rows.items()}
-    return Normalizer(statistics, {STATE: state_mode, ACTION: action_mode}, **settings)
+    heard = {key: {entry.rate_hz for entry in entries if entry.statistics_key == key} for key in rows}
+    rates = {key: next(iter(found)) for key, found in heard.items() if len(found) == 1}
+    return Normalizer(statistics, {STATE: state_mode, ACTION: action_mode}, rates=rates, **settings)
 
 
 def split_episodes(count: int, held_out_fraction: float, *, seed: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -37,6 +37,7 @@ class Normalizer:
         statistics: Embodiment (or another key, see ``MixtureEntry.statistics``) -> feature -> :data:`Statistics`.
             A feature that an embodiment does not have is absent.
         modes: Feature -> one of :data:`MODES`, for :data:`STATE` and :data:`ACTION`.
+        rates: Embodiment -> control rate in Hz.
         min_scale: See :mod:`wamkit.data.statistics`.
 
     Raises:
@@ -48,6 +49,7 @@ class Normalizer:
         statistics: Mapping[str, Mapping[str, Statistics]],
         modes: Mapping[str, str] | None = None,
         *,
+        rates: Mapping[str, float] | None = None,
         min_scale: float = MIN_SCALE,
     ):
         self.modes = {STATE: "MEAN_STD", ACTION: "MEAN_STD"} | dict(modes or {})
@@ -56,6 +58,7 @@ class Normalizer:
                 raise NormalizationError(f"No normalised feature is {feature!r}.{suggest(feature, (STATE, ACTION))}")
             if mode not in MODES:
                 raise NormalizationError(f"Unknown normalisation mode {mode!r}.{suggest(mode.upper(), MODES)}")
+        self.rates = {embodiment: float(rate) for embodiment, rate in (rates or {}).items()}
         self.min_scale = min_scale
         self.statistics: dict[str, dict[str, dict[str, np.ndarray]]] = {
             embodiment: {
@@ -75,6 +78,19 @@ class Normalizer:
     def embodiments(self) -> tuple[str, ...]:
         """The keys of :attr:`statistics`."""
         return tuple(self.statistics)
+
+    def rate_hz(self, embodiment: str) -> float:
+        """Control rate at which an embodiment was recorded.
+
+        Raises:
+            NormalizationError: If it is not known.
+        """
+        if embodiment not in self.rates:
+            raise NormalizationError(
+                f"The control rate of {embodiment!r} is not known (recorded at several, or written by LeRobot)."
+                f"{suggest(embodiment, self.rates)}"
+            )
+        return self.rates[embodiment]
 
     def dimensions(self, feature: str, embodiment: str) -> int:
         """How many dimensions a feature has."""
@@ -143,7 +159,12 @@ class Normalizer:
 
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        extra = {"modes": self.modes, "min_scale": self.min_scale, "statistics": _as_lists(self.statistics)}
+        extra = {
+            "modes": self.modes,
+            "min_scale": self.min_scale,
+            "rates": self.rates,
+            "statistics": _as_lists(self.statistics),
+        }
         single = len(self.statistics) == 1
         for name, step in _STEPS.items():
             entry: dict[str, Any] = {"registry_name": step if single else _SEVERAL}
@@ -175,7 +196,7 @@ class Normalizer:
             described = json.loads(path.read_text())
             if _EXTRA in described:
                 extra = described[_EXTRA]
-                return cls(extra["statistics"], extra["modes"], min_scale=extra["min_scale"])
+                return cls(extra["statistics"], extra["modes"], rates=extra["rates"], min_scale=extra["min_scale"])
             return cls(*_read_foreign(path, described, embodiment))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise NormalizationError(
