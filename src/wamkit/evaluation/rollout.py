@@ -295,7 +295,7 @@ class _Evaluation:
     def _hear(self, worker: WorkerProcess) -> None:
         message = worker.receive()
         if message is None:
-            self._replace(worker, f"died (exit code {worker.process.exitcode})")
+            self._replace(worker, f"died (exit code {worker.exit_code()})")
             return
         kind, slot, content = message
         if kind == "ready":

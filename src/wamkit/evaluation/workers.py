@@ -255,6 +255,11 @@ class WorkerProcess:
         """The slot that it is, or was when it died, working for; -1 for none."""
         return self._current.value
 
+    def exit_code(self) -> int | None:
+        """Of a process whose pipe has closed: its last moments may still be under way."""
+        self.process.join(timeout=5)
+        return self.process.exitcode
+
     def kill(self) -> None:
         """End the process now."""
         self.process.kill()
