@@ -12,6 +12,7 @@ import numpy as np
 
 from wamkit.data.contract_terms import (
     BodyContract,
+    CameraContract,
     Candidate,
     Contract,
     EnvironmentDescription,
@@ -21,11 +22,11 @@ from wamkit.data.contract_terms import (
 from wamkit.data.lerobot import DatasetError, LeRobotSource
 from wamkit.data.mixture import Mixture
 from wamkit.data.normalize import ACTION, STATE
-from wamkit.data.orientation import Thumbnail, layout_problem, thumbnail
+from wamkit.data.orientation import layout_problem, thumbnail
 from wamkit.data.windows import MixtureEntry
 from wamkit.errors import suggest
 
-__all__ = ["BodyContract", "Contract", "VectorContract", "Violation", "check", "describe_mixture"]
+__all__ = ["BodyContract", "CameraContract", "Contract", "VectorContract", "Violation", "check", "describe_mixture"]
 
 _RATE_TOLERANCE = 0.01
 _SCALE_RATIO = 8.0  # standard deviations that differ by more are other units: degrees are 57 radians
@@ -39,24 +40,15 @@ def describe_mixture(mixture: Mixture, *, pictures: int = 64) -> Contract:
         mixture: With its normaliser and frame stores.
         pictures: Frames of each camera that its thumbnail is made of.
     """
-    sizes: dict[str, tuple[int, int]] = {}
-    thumbnails: dict[str, Thumbnail] = {}
-    for camera in mixture.cameras:
-        for entry in mixture.entries:
-            own = entry.camera_map.get(camera, camera)
-            if camera in sizes or own not in entry.source.cameras:
-                continue
-            sizes[camera] = entry.source.resolution(own)
-            if entry.frame_store is not None:
-                thumbnails[camera] = thumbnail(_stored(entry, own, pictures))
+    bodies = {entry.statistics_key: _body(mixture, entry, pictures) for entry in reversed(mixture.entries)}
+    sizes = {camera.name: camera.size for body in bodies.values() for camera in body.cameras}
     normalizer = mixture.normalizer
     return Contract(
-        cameras=tuple(sizes.items()),
-        thumbnails=tuple(thumbnails.items()),
+        cameras=tuple((camera, sizes[camera]) for camera in mixture.cameras if camera in sizes),
         resolution=mixture.spec.size,
         resize=mixture.spec.resize,
         horizon_s=mixture.spec.chunk_s,
-        bodies=tuple({entry.statistics_key: _body(mixture, entry) for entry in mixture.entries}.values()),
+        bodies=tuple(reversed(bodies.values())),
         statistics_hash=normalizer.statistics_hash() if normalizer is not None else None,
     )
 
@@ -96,13 +88,13 @@ def check(
             )
         )
         body = contract.bodies[0]
-    found += _check_cameras(contract, body, described, pictures or {})
+    found += _check_cameras(body, described, pictures or {})
     if abs(described.rate_hz / body.rate_hz - 1) > _RATE_TOLERANCE:
         found.append(
             Violation(
                 "rate",
-                f"the policy acts at {body.rate_hz:g} Hz and this {described.kind} has {described.rate_hz:g} Hz: run it "
-                f"at {body.rate_hz:g} Hz, or train on recordings at {described.rate_hz:g} Hz.",
+                f"the policy acts at {body.rate_hz:g} Hz and this {described.kind} has {described.rate_hz:g} Hz: run "
+                f"it at {body.rate_hz:g} Hz, or train on recordings at {described.rate_hz:g} Hz.",
             )
         )
     found += _check_vector("state", STATE, body.state, described.state_names, described)
@@ -113,9 +105,15 @@ def check(
 # What is compared
 
 
-def _body(mixture: Mixture, entry: MixtureEntry) -> BodyContract:
+def _body(mixture: Mixture, entry: MixtureEntry, pictures: int) -> BodyContract:
     source, key = entry.source, entry.statistics_key
-    cameras = [(camera, entry.camera_map.get(camera, camera)) for camera in mixture.cameras]
+    cameras = []
+    for name in mixture.cameras:
+        own = entry.camera_map.get(name, name)
+        if own in source.cameras:
+            shown = thumbnail(_stored(entry, own, pictures)) if entry.frame_store is not None else None
+            camera = CameraContract(name=name, recorded_as=own, size=source.resolution(own), thumbnail=shown)
+            cameras.append(camera)
     vectors: dict[str, VectorContract] = {}
     for feature, names in ((STATE, source.state_names), (ACTION, source.action_names)):
         if names is None or mixture.normalizer is None or not mixture.normalizer.has(feature, key):
@@ -135,7 +133,7 @@ def _body(mixture: Mixture, entry: MixtureEntry) -> BodyContract:
         embodiment=source.embodiment,
         statistics=key,
         rate_hz=entry.rate_hz,
-        cameras=tuple((camera, own) for camera, own in cameras if own in source.cameras),
+        cameras=tuple(cameras),
         state=vectors.get(STATE),
         action=vectors.get(ACTION),
         from_simulator="recording" in source.extra,
@@ -209,15 +207,13 @@ def _check_files(source: LeRobotSource) -> list[Violation]:
     return []
 
 
-def _check_cameras(
-    contract: Contract, body: BodyContract, candidate: Candidate, pictures: Mapping[str, np.ndarray]
-) -> list[Violation]:
+def _check_cameras(body: BodyContract, candidate: Candidate, pictures: Mapping[str, np.ndarray]) -> list[Violation]:
     found = []
-    recorded, thumbnails = dict(body.cameras), dict(contract.thumbnails)
-    for camera, size in contract.cameras:
-        if camera not in recorded:  # this body was trained without it
-            continue
-        own = recorded[camera] if candidate.kind == "data set" and recorded[camera] in candidate.cameras else camera
+    thumbnails = {camera.name: camera.thumbnail for camera in body.cameras if camera.thumbnail is not None}
+    for trained in body.cameras:
+        camera, size = trained.name, trained.size
+        renamed = candidate.kind == "data set" and trained.recorded_as in candidate.cameras
+        own = trained.recorded_as if renamed else camera
         if own not in candidate.cameras:
             there = ", ".join(candidate.cameras) or "none"
             found.append(
@@ -233,8 +229,8 @@ def _check_cameras(
             found.append(
                 Violation(
                     f"camera {camera!r}",
-                    f"its pictures are {height}x{width} here and were {size[0]}x{size[1]} in training: render or record "
-                    f"{size[0]}x{size[1]}.",
+                    f"its pictures are {height}x{width} here and were {size[0]}x{size[1]} in training: render or "
+                    f"record {size[0]}x{size[1]}.",
                 )
             )
         if own in pictures and (problem := layout_problem(camera, pictures[own], thumbnails)):
@@ -304,8 +300,8 @@ def _check_statistics(
             found.append(
                 Violation(
                     subject,
-                    f"{name!r} is {measured['mean'][i]:.3g} ± {here:.3g} here and was {trained.mean[i]:.3g} ± {then:.3g} "
-                    "in training: bring it to the same unit and frame of reference.",
+                    f"{name!r} is {measured['mean'][i]:.3g} ± {here:.3g} here and was {trained.mean[i]:.3g} ± "
+                    f"{then:.3g} in training: bring it to the same unit and frame of reference.",
                 )
             )
     return found
@@ -325,9 +321,8 @@ def _check_ranges(body: BodyContract, candidate: Candidate) -> list[Violation]:
                 found.append(_range_violation(name, declared, (low, high)))
             continue
         seen = (trained.low[i], trained.high[i])
-        if seen[0] < low - slack or seen[1] > high + slack:
-            found.append(_range_violation(name, seen, (low, high)))
-        elif _one_sided_gripper(name, seen, low, slack) and not body.from_simulator:
+        outside = seen[0] < low - slack or seen[1] > high + slack
+        if outside or (not body.from_simulator and _one_sided_gripper(name, seen, low, slack)):
             found.append(_range_violation(name, seen, (low, high)))
     return found
 

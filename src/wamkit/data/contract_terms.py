@@ -28,6 +28,19 @@ class VectorContract:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CameraContract:
+    """One camera of a body."""
+
+    name: str
+    """As the policy knows it."""
+    recorded_as: str
+    size: tuple[int, int]
+    """(height, width) of the recorded pictures."""
+    thumbnail: Thumbnail | None = None
+    """What it showed on average; tells a flipped or exchanged one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BodyContract:
     """One embodiment at one control rate."""
 
@@ -35,8 +48,7 @@ class BodyContract:
     statistics: str
     """Key of its statistics in the normaliser."""
     rate_hz: float
-    cameras: tuple[tuple[str, str], ...]
-    """Pairs (the policy's camera, the recording's), for those that it has."""
+    cameras: tuple[CameraContract, ...]
     state: VectorContract | None = None
     action: VectorContract | None = None
     from_simulator: bool = False
@@ -48,9 +60,7 @@ class Contract:
     """Saved with a checkpoint, compared by `wamkit.data.contract.check`."""
 
     cameras: tuple[tuple[str, tuple[int, int]], ...]
-    """Pairs (camera, (height, width) as recorded), the primary view first."""
-    thumbnails: tuple[tuple[str, Thumbnail], ...] = ()
-    """What each camera showed on average; tells a flipped or exchanged one."""
+    """Pairs (camera, (height, width) as first recorded), in the policy's order."""
     resolution: tuple[int, int]
     """(height, width) that the model sees."""
     resize: ResizeRule

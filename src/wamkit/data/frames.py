@@ -44,7 +44,9 @@ def resize_frames(frames: np.ndarray | Tensor, resolution: int | Sequence[int], 
         uint8 ``[n, 3, height, width]``, contiguous; bilinear with antialiasing, unchanged where the size fits.
     """
     height, width = size_of(resolution)
-    pictures = torch.as_tensor(frames).movedim(-1, 1)
+    # A simulator hands out flipped views, whose negative strides torch does not take.
+    given = frames if isinstance(frames, Tensor) else torch.from_numpy(np.ascontiguousarray(frames))
+    pictures = given.movedim(-1, 1)
     source_height, source_width = pictures.shape[-2:]
     if (source_height, source_width) == (height, width):
         return pictures.contiguous()
