@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from wamkit.cli.parsing import parse
 from wamkit.errors import WamkitError, suggest
 
 CONVERTERS = {"lawam": "wamkit.models.lawam.convert"}
-"""Model -> module with ``convert(source, destination, to)``."""
+"""Model -> module with ``convert(source, destination) -> Path``; the names in the source tell which way."""
 
 
 @dataclass(frozen=True)
@@ -35,4 +36,6 @@ def run(argv: Sequence[str]) -> int:
         raise WamkitError(f"no converter for {arguments.model!r}.{suggest(arguments.model, CONVERTERS)}")
     if not arguments.source.exists():
         raise WamkitError(f"{arguments.source} does not exist; name a checkpoint file or folder.")
-    raise NotImplementedError
+    written = importlib.import_module(CONVERTERS[arguments.model]).convert(arguments.source, arguments.destination)
+    print(f"wrote {written}")
+    return 0
