@@ -94,7 +94,11 @@ def run(root, tmp_path_factory) -> Path:
 def test_trains_every_stage_on_recordings(run):
     records = [json.loads(line) for line in (run.parents[2] / "train_log.jsonl").read_text().splitlines()]
     assert {record["stage"] for record in records if "loss" in record} == {"encoder", "latent_action", "policy"}
-    assert {record["stage"] for record in records if "validation/loss" in record} == {"encoder", "latent_action", "policy"}
+    assert {record["stage"] for record in records if "validation/loss" in record} == {
+        "encoder",
+        "latent_action",
+        "policy",
+    }
     assert all(tensor.isfinite().all() for tensor in load_file(run / "model.safetensors").values())
 
 
@@ -133,9 +137,7 @@ def test_an_interrupted_stage_on_recordings_resumes_exactly(run, root, tmp_path)
 def test_a_stage_alone_takes_statistics_from_its_policy(run, root, tmp_path):
     start = StartingPolicy(path=str(run))
     dataset = DatasetConfig(roots=(str(root),), statistics="policy")
-    alone = train(
-        config(root, tmp_path / "run", selected_stages=("policy",), policy=start, dataset=dataset)
-    )
+    alone = train(config(root, tmp_path / "run", selected_stages=("policy",), policy=start, dataset=dataset))
     assert Normalizer.load(alone).statistics_hash() == Normalizer.load(run).statistics_hash()
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from wamkit.data.augment import Augmentation
 from wamkit.data.cache import FeatureStore, FrameStore
+from wamkit.data.contract import describe_mixture
 from wamkit.data.lerobot import LeRobotSource
 from wamkit.data.loader import WindowLoader
 from wamkit.data.mixture import Mixture, fit_normalizer
@@ -114,7 +115,7 @@ def build_stage_data(
         loader=loader,
         validation=_validation(config, stage, held_out, normalizer, rank, world_size) if held_out else None,
         normalizer=normalizer,
-        contract=None,
+        contract=describe_mixture(mixture),
         fingerprint=mixture.fingerprint(),
         describe=mixture.describe,
     )
