@@ -18,6 +18,10 @@ class ByteTokenizer:
     def __init__(self, max_tokens: int = 64) -> None:
         self.max_tokens = max_tokens
 
+    def encode(self, text: str) -> list[int]:
+        """The ids of one text."""
+        return list(text.encode())
+
     def __call__(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
         """Ids and validity, padded on the right to the longest text, rounded up to a multiple of 8.
 

@@ -8,7 +8,9 @@ Layout, causal from left to right (LaWAM C.2)::
 
     [lead-in] [primary image] [instruction] [latent-action queries] [auxiliary images ...] [action queries]
 
-so the latent-action queries see the primary view and the instruction only, the action queries everything.
+so the latent-action queries see the primary view and the instruction only, the action queries everything. The
+released code words it as a chat, with fixed texts and a space between any two queries, and gives no grid positions
+to images; ``layout="released"`` does so too.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from wamkit.encoders.byte_text import ByteTokenizer
+from wamkit.encoders.qwen3_vl_prompt import PROMPTS, Layout, PromptIds
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Qwen3VLSettings:
     vision_position_grid: int = 48
     deepstack_layers: tuple[int, ...] = (5, 11, 17)
     max_instruction_tokens: int = 64
+    layout: Layout = "plain"
+    """``plain``: no words but the instruction, Qwen's multimodal positions. ``released``: as LaWAM's code has it."""
     freeze_token_embeddings: bool = True
     """True with pretrained weights (papers.md 1.4); embeddings that start random must be trained."""
 
@@ -104,7 +109,9 @@ class Qwen3VLTrunk(nn.Module):
         self.latent_query = nn.Parameter(torch.randn(latent_queries, settings.width) * 0.02)
         self.action_query = nn.Parameter(torch.randn(action_queries, settings.width) * 0.02)
         self.merged_side = settings.resolution // settings.vision_patch // 2
-        self.tokenizer = ByteTokenizer(settings.max_instruction_tokens) if settings.weights is None else None
+        self.prompt = PROMPTS[settings.layout]
+        self.tokenizer: ByteTokenizer | _PretrainedTokenizer | None = None
+        self._prompt_ids: PromptIds | None = None
 
     def load_pretrained(self) -> None:
         """Load the published weights: all vision layers, the first ``layers`` language layers, no lm_head.
@@ -128,9 +135,23 @@ class Qwen3VLTrunk(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
         """Ids and validity of the instructions, padded on the right."""
+        return self._load_tokenizer()([self._worded(text) for text in texts])
+
+    def _worded(self, instruction: str) -> str:
+        return self.prompt.before_latent.replace("{instruction}", instruction)
+
+    def _load_tokenizer(self) -> ByteTokenizer | _PretrainedTokenizer:
         if self.tokenizer is None:
-            self.tokenizer = _PretrainedTokenizer(str(self.settings.weights), self.settings.max_instruction_tokens)
-        return self.tokenizer(texts)
+            weights, limit = self.settings.weights, self.settings.max_instruction_tokens
+            self.tokenizer = ByteTokenizer(limit) if weights is None else _PretrainedTokenizer(weights, limit)
+            self.tokenizer.max_tokens += len(self.tokenizer.encode(self._worded("")))
+        return self.tokenizer
+
+    def _fixed_texts(self) -> PromptIds:
+        if self._prompt_ids is None:
+            plain = self.settings.layout == "plain"
+            self._prompt_ids = PromptIds() if plain else PromptIds.of(self.prompt, self._load_tokenizer().encode)
+        return self._prompt_ids
 
     def _vision(self, frames: UInt8[Tensor, "n 3 H W"]) -> tuple[Float[Tensor, "n M D"], list[Tensor]]:
         """Merged patch tokens of each frame and their deepstack features, n x M x D each."""
@@ -150,10 +171,13 @@ class Qwen3VLTrunk(nn.Module):
         x = x.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6).expand(*(-1,) * 6, 2, -1, -1)
         return encode_images(visual, x.flatten(5).flatten(1, 4), (height // patch, width // patch))
 
-    def _image_positions(self, device: torch.device) -> Int[Tensor, "3 M"]:
+    def _image_positions(self, device: torch.device) -> tuple[Int[Tensor, "3 M"], int]:
+        """Relative positions of an image's tokens, and by how much the sequence advances over them."""
         side = self.merged_side
         cell = torch.arange(side * side, device=device)
-        return torch.stack([torch.zeros_like(cell), cell // side, cell % side])
+        if self.settings.layout == "released":
+            return cell.expand(3, -1), side * side
+        return torch.stack([torch.zeros_like(cell), cell // side, cell % side]), side
 
     def forward(
         self,
@@ -190,24 +214,39 @@ class Qwen3VLTrunk(nn.Module):
             return torch.arange(count, device=device).expand(3, -1)
 
         def append_image(view: Tensor, mask: Tensor) -> None:
-            append(embed(start).expand(batch, 1, -1), mask, line(1), 1)
+            present = mask.long()  # a missing view takes no room
+            relative, advance = self._image_positions(device)
+            append(embed(start).expand(batch, 1, -1), mask, line(1), present)
             image_slices.append(slice(length, length + view.shape[1]))
-            append(view, mask, self._image_positions(device), self.merged_side)
-            append(embed(end).expand(batch, 1, -1), mask, line(1), 1)
+            append(view, mask, relative, present * advance)
+            append(embed(end).expand(batch, 1, -1), mask, line(1), present)
 
-        cameras = list(images)
+        def words(ids: list[int]) -> Tensor:
+            return embed(torch.tensor(ids, dtype=torch.long, device=device))
+
+        def append_words(ids: list[int]) -> None:
+            if ids:
+                append(words(ids).expand(batch, -1, -1), always, line(len(ids)), len(ids))
+
+        def append_queries(queries: Tensor) -> slice:
+            gap = fixed.separator
+            if gap:
+                apart = words(gap).to(queries.dtype).expand(len(queries), -1, -1)
+                queries = torch.cat([queries.unsqueeze(1), apart], dim=1).flatten(0, 1)[: -len(gap)]
+            place = slice(length, length + len(queries), 1 + len(gap))
+            append(queries.expand(batch, -1, -1), always, line(len(queries)), len(queries))
+            return place
+
+        cameras, fixed = list(images), self._fixed_texts()
+        append_words(fixed.lead_in)
         append_image(views[0], always)
         append(embed(token_ids), token_valid, line(token_ids.shape[1]), token_valid.sum(dim=1, keepdim=True))
-        latent = slice(length, length + self.latent_query.shape[0])
-        append(
-            self.latent_query.expand(batch, -1, -1), always, line(self.latent_query.shape[0]), len(self.latent_query)
-        )
+        latent = append_queries(self.latent_query)
         for camera, view in zip(cameras[1:], views[1:], strict=True):
             append_image(view, image_valid[camera].unsqueeze(1))
-        action = slice(length, length + self.action_query.shape[0])
-        append(
-            self.action_query.expand(batch, -1, -1), always, line(self.action_query.shape[0]), len(self.action_query)
-        )
+        append_words(fixed.before_action)
+        action = append_queries(self.action_query)
+        append_words(fixed.closing)
 
         dtype = merged.dtype
         x = torch.cat([segment.to(dtype) for segment in segments], dim=1)
@@ -251,6 +290,10 @@ class _PretrainedTokenizer:
 
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         self.max_tokens = max_tokens
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one text, special tokens recognised."""
+        return self.tokenizer(text)["input_ids"]
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         encoded = self.tokenizer(

@@ -33,6 +33,7 @@ def released(config: LaWAMConfig) -> LaWAMConfig:
     return replace(
         config,
         latent_action=replace(config.latent_action, position_code="overlaid", state_readout="per_embodiment"),
+        vlm=replace(config.vlm, layout="released"),
         action=replace(config.action, time_code="seconds", time_code_at="every_block", time_unit_s=1.0),
         valid_steps="floor",
         reconstruction="smooth_l1",
