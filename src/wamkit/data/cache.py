@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wamkit.data.draws import mix
 from wamkit.data.frames import ResizeRule, nearest, new_frame_rows, resize_frames, size_of
 from wamkit.data.lerobot import LeRobotSource
 from wamkit.data.mapped_file import CacheError, described_key, open_or_fill
@@ -23,7 +24,7 @@ Progress = Callable[..., None]
 Augment = Callable[[Tensor, int], Tensor]
 """``augment(uint8 [n, 3, H, W], seed)``: the same change for all frames; its ``repr`` says what it does."""
 
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK = 64  # frames resized or written at once
 
 
@@ -136,9 +137,7 @@ class FrameStore:
 
     def _nearest(self, episode: int, times_s: np.ndarray | Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
         if self.first[episode] < 0:
-            raise CacheError(
-                f"Episode {episode} is not in this store of {self.source.root}: build it with the episode."
-            )
+            raise CacheError(f"The frame store of {self.source.root} lacks episode {episode}: build it with it.")
         times = self.times(episode)
         place = nearest(times, np.asarray(times_s, np.float64))
         return self.first[episode] + place, times[place]
@@ -237,10 +236,12 @@ class FeatureStore:
                         for at in range(start, stop, batch_size):
                             pictures = torch.from_numpy(np.array(frames[at : min(at + batch_size, stop)]))
                             if view > 0 and augment is not None:
-                                pictures = augment(pictures, (view << 40) + (number << 32) + episode)
+                                # Hashed, since torch's generator reads only the lower half of a seed.
+                                pictures = augment(pictures, int(mix(view, number, episode)) & 0x7FFFFFFF)
                             with torch.no_grad():
                                 features = encode(pictures).float().cpu().numpy()
-                            stored = features.astype(dtype)
+                            with np.errstate(over="ignore"):  # told below
+                                stored = features.astype(dtype)
                             if not np.isfinite(stored).all():
                                 raise CacheError(
                                     f"The encoder's features of camera {camera!r}, episode {episode} are not finite "

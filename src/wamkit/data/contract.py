@@ -110,7 +110,7 @@ def _body(mixture: Mixture, entry: MixtureEntry, pictures: int) -> BodyContract:
     cameras = []
     for name in mixture.cameras:
         own = entry.camera_map.get(name, name)
-        if own in source.cameras:
+        if own is not None and own in source.cameras:
             shown = thumbnail(_stored(entry, own, pictures)) if entry.frame_store is not None else None
             camera = CameraContract(name=name, recorded_as=own, size=source.resolution(own), thumbnail=shown)
             cameras.append(camera)

@@ -134,7 +134,10 @@ class Mixture:
         known = tuple(dict.fromkeys(mapped + unmapped))
         for camera in self.spec.cameras or ():
             if camera not in known:
-                raise WindowError(f"No recording has a camera {camera!r}.{suggest(camera, known)}")
+                raise WindowError(
+                    f"No recording has a camera {camera!r}.{suggest(camera, known)} Name the recording's in "
+                    "camera_map, or None where it has none."
+                )
         return known if self.spec.cameras is None else self.spec.cameras
 
     def _weights(self) -> list[float]:

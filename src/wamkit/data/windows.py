@@ -111,8 +111,8 @@ class MixtureEntry:
     feature_store: FeatureStore | None = None
     weight: float | None = None
     """How often it is drawn, relative to the others; None: by its number of windows. All entries or none have one."""
-    camera_map: Mapping[str, str] = field(default_factory=dict)
-    """The model's camera -> the recording's; a camera that is not named here keeps its name."""
+    camera_map: Mapping[str, str | None] = field(default_factory=dict)
+    """The model's camera -> the recording's, or None where it is known to have none; others keep their names."""
     episodes: tuple[int, ...] | None = None
     """Which episodes; None: all."""
     stride: int = 1
@@ -182,8 +182,8 @@ class EntryWindows:
     def __init__(self, entry: MixtureEntry, spec: WindowSpec, cameras: Sequence[str], normalizer: Normalizer | None):
         self.entry, self.spec, self.normalizer = entry, spec, normalizer
         source = entry.source
-        self.cameras = {camera: entry.camera_map.get(camera, camera) for camera in cameras}
-        self.cameras = {name: own for name, own in self.cameras.items() if own in source.cameras}
+        named = {camera: entry.camera_map.get(camera, camera) for camera in cameras}
+        self.cameras = {name: own for name, own in named.items() if own is not None and own in source.cameras}
         _check_entry(entry, spec, cameras, self.cameras)
         self.embodiment = embodiment_id(source.embodiment)
         self.offsets = spec.offsets(source.embodiment)
@@ -329,7 +329,7 @@ def _check_entry(entry: MixtureEntry, spec: WindowSpec, cameras: Sequence[str], 
     for name, own in entry.camera_map.items():
         if name not in cameras:
             raise WindowError(f"camera_map names {name!r}, which the windows do not have.{suggest(name, cameras)}")
-        if own not in source.cameras:
+        if own is not None and own not in source.cameras:
             raise WindowError(f"{source.root} has no camera {own!r}.{suggest(own, source.cameras)}")
     if entry.stride < 1:
         raise WindowError(f"stride is {entry.stride}; it must be at least 1.")
