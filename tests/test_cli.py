@@ -224,11 +224,11 @@ def test_any_field_of_a_recipe_is_a_flag(monkeypatch):
     config = train_config(
         monkeypatch,
         *["lawam_metaworld", "--dataset.roots", "a", "b", "--output_dir", "out", "--seed", "3", "--resume"],
-        *["--stages.policy.steps", "7", "--stages.latent_action.warmup_steps=1", "--policy.path", "start"],
+        *["--stages.policy.steps", "77", "--stages.latent_action.warmup_steps=1", "--policy.path", "start"],
     )
     assert config.dataset.roots == ("a", "b")
     assert (config.output_dir, config.seed, config.resume) == ("out", 3, True)
-    assert {stage.name: stage.steps for stage in config.stages}["policy"] == 7
+    assert {stage.name: stage.steps for stage in config.stages}["policy"] == 77
     assert {stage.name: stage.warmup_steps for stage in config.stages}["latent_action"] == 1
     assert config.policy.path == "start"
     assert config.model_config is None

@@ -32,20 +32,24 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError("name what to check against: either --dataset.root DIR or --env.type NAME --env.task TASK.")
     tasks = task_list(arguments.env.task) if arguments.env.type is not None else ()
 
-    from wamkit.data.contract import check
+    from wamkit.configuration import from_dict
+    from wamkit.data.contract import Contract, check
     from wamkit.data.lerobot import LeRobotSource
     from wamkit.envs.registry import make_env
-    from wamkit.inference.policy import checkpoint_folder, read_contract
+    from wamkit.inference.policy import checkpoint_folder, read_config
 
-    contract = read_contract(checkpoint_folder(arguments.policy.path))
+    folder = checkpoint_folder(arguments.policy.path)
+    stored = read_config(folder)[2].get("contract")
+    if stored is None:
+        raise WamkitError(f"{folder} holds no contract: it was not written by wam train; nothing can be checked.")
+    contract = from_dict(Contract, stored, "contract")
     violations = []
     if arguments.dataset.root is not None:
         violations += [str(violation) for violation in check(contract, LeRobotSource(arguments.dataset.root))]
     for task in tasks:
         flags = EnvFlags(type=str(arguments.env.type), task=task)
         env = make_env(flags.type, task, **fitting_env_options(contract, flags))
-        violations += [f"{task}: {violation}" for violation in check(contract, env.description)]
-        env.close()
+        violations += [f"{task}: {violation}" for violation in environment_violations(contract, env)]
     for violation in violations:
         print(violation)
     if violations:
@@ -68,17 +72,28 @@ def fitting_env_options(contract: Contract | None, flags: EnvFlags, max_steps: i
     return options
 
 
+def environment_violations(contract: Contract, env: Environment, trials: int = 4) -> list[str]:
+    """Where a policy does not fit an environment, with its first pictures looked at; closes the environment."""
+    import numpy as np
+
+    from wamkit.data.contract import check
+
+    try:
+        seen = [env.reset_trial(trial) for trial in range(trials)]
+        pictures = {
+            camera: np.stack([observation[f"observation.images.{camera}"] for observation in seen])
+            for camera in env.description.cameras
+        }
+        return [str(violation) for violation in check(contract, env.description, pictures)]
+    finally:
+        env.close()
+
+
 def refuse_violations(contract: Contract | None, env: Environment) -> None:
     """Raises where the policy does not fit the environment; closes the environment.
 
     Raises:
         WamkitError: With every violation.
     """
-    from wamkit.data.contract import check
-
-    try:
-        violations = [] if contract is None else check(contract, env.description)
-    finally:
-        env.close()
-    if violations:
-        raise WamkitError("the policy does not fit the environment: " + " ".join(map(str, violations)))
+    if contract is not None and (violations := environment_violations(contract, env)):
+        raise WamkitError("the policy does not fit the environment: " + " ".join(violations))
