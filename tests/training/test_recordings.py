@@ -93,12 +93,8 @@ def run(root, tmp_path_factory) -> Path:
 
 def test_trains_every_stage_on_recordings(run):
     records = [json.loads(line) for line in (run.parents[2] / "train_log.jsonl").read_text().splitlines()]
-    assert {record["stage"] for record in records if "loss" in record} == {"encoder", "latent_action", "policy"}
-    assert {record["stage"] for record in records if "validation/loss" in record} == {
-        "encoder",
-        "latent_action",
-        "policy",
-    }
+    for number in ("loss", "validation/loss"):
+        assert {record["stage"] for record in records if number in record} == {"encoder", "latent_action", "policy"}
     assert all(tensor.isfinite().all() for tensor in load_file(run / "model.safetensors").values())
 
 
@@ -147,7 +143,7 @@ def test_held_out_episodes_are_spread_evenly():
     assert len(train_on) == 69
     assert not set(train_on) & set(held_out)
     assert holdout_split(3, 0) == ((0, 1, 2), ())
-    with pytest.raises(TrainingError, match="lower dataset.holdout_episodes"):
+    with pytest.raises(TrainingError, match=r"lower dataset\.holdout_episodes"):
         holdout_split(3, 3)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from wamkit.data.windows import WindowSpec
 
+from wamkit.data.windows import WindowSpec
 from wamkit.models.base import Capabilities, WorldActionModel
 from wamkit.training.config import StageConfig, TrainConfig
 from wamkit.training.stages import StageData
@@ -254,7 +254,7 @@ def train_as_rank(rank: int, world_size: int, port: int, output_dir: str, strate
 
     from torch.distributed.tensor import DTensor
 
-    from wamkit.training import loop
+    from wamkit.training import loop, stage_run
 
     os.environ |= {
         "RANK": str(rank),
@@ -264,7 +264,7 @@ def train_as_rank(rank: int, world_size: int, port: int, output_dir: str, strate
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
-    wrap = loop.wrap
+    wrap = stage_run.wrap
 
     def checked(*args: Any) -> nn.Module:
         wrapped = wrap(*args)
@@ -272,7 +272,7 @@ def train_as_rank(rank: int, world_size: int, port: int, output_dir: str, strate
         assert all(isinstance(p, DTensor) for p in wrapped.parameters()) is (strategy == "fsdp2")
         return wrapped
 
-    loop.wrap = checked
+    stage_run.wrap = checked
     loop.train(quiet_config(Path(output_dir), strategy=strategy), build_model=toy_model, build_data=toy_data)
     assert torch.distributed.get_world_size() == world_size
     torch.distributed.destroy_process_group()

@@ -47,7 +47,8 @@ class StageConfig:
                 raise TrainingError(f"Stage {self.name!r}: {name} is {getattr(self, name)}; it must be at least 1.")
         if self.warmup_steps > self.steps:
             raise TrainingError(
-                f"Stage {self.name!r}: warmup_steps ({self.warmup_steps}) exceed steps ({self.steps}); lower them."
+                f"Stage {self.name!r}: warmup_steps ({self.warmup_steps}) exceed steps ({self.steps});"
+                f" lower --stages.{self.name}.warmup_steps too."
             )
 
 
@@ -63,8 +64,9 @@ class DatasetConfig:
     """For each root, pairs (the model's camera, the recording's camera); empty: names are the same."""
     strides: tuple[int, ...] = ()
     """View each root at its rate divided by this; empty: as recorded."""
-    combine: tuple[Literal["sum", "last"], ...] = ()
-    """How actions combine under a stride; empty: the last counts."""
+    combine: tuple[Literal["sum", "last"] | tuple[Literal["sum", "last"], ...], ...] = ()
+    """How actions combine under a stride: for each root one rule, or one for each of its dimensions; empty: the last
+    counts."""
     holdout_episodes: int = 0
     """Episodes of each root, evenly spread over it, that are never trained on and serve validation."""
     state_normalization: Literal["IDENTITY", "MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10"] = "MEAN_STD"

@@ -65,7 +65,7 @@ class StageObjective(nn.Module):
 
     def __init__(self, model: nn.Module, stage: str) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.stage = stage
 
     def forward(self, window: Window, generator: torch.Generator | None) -> tuple[Tensor, dict[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -145,7 +145,8 @@ class MovingAverage:
     def update(self, step: int) -> None:
         """Take in the weights after ``step`` (from 0)."""
         decay = min(self.decay, (1.0 + step) / (10.0 + step))
-        torch._foreach_lerp_(_local(self._average.values()), _local(self._parameters.values()), 1.0 - decay)
+        averages, weights = _local(self._average.values()), _local(self._parameters.values())
+        torch._foreach_lerp_(averages, weights, 1.0 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def swap(self) -> None:
@@ -166,5 +167,5 @@ class MovingAverage:
             set_full_tensor(average, tensors[name])
 
 
-def _local(tensors: Iterable[Tensor]) -> Sequence[Tensor]:
+def _local(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [local_tensor(tensor).detach() for tensor in tensors]
