@@ -86,7 +86,7 @@ class StageObjective(nn.Module):
         for name, value in losses.metrics.items():
             parts[name] = value.detach().float() / world_size
         # DDP and FSDP2 average gradients over the ranks; the shares above are to be summed.
-        return total * world_size, {"loss": total.detach()} | parts
+        return total * world_size, parts | {"loss": total.detach()}
 
 
 def wrap(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -103,7 +104,7 @@ class WandbTracker:
         except ImportError as error:
             raise TrainingError("wandb is not installed; `pip install wandb`, or use logger 'tensorboard'.") from error
         identity = output_dir / "wandb_run_id.txt"
-        run_id = identity.read_text().strip() if identity.exists() else wandb.util.generate_id()
+        run_id = identity.read_text().strip() if identity.exists() else secrets.token_hex(4)
         identity.write_text(run_id)
         self._run = wandb.init(
             project="wamkit", name=name, id=run_id, resume="allow", dir=str(output_dir), config=dict(config)
@@ -150,14 +151,14 @@ class TrainingLog:
                 replace_file(self.path, "".join(line + "\n" for line in kept))
             self._file = self.path.open("a")
 
-    def write(self, record: Mapping[str, Any], tag: str = "train") -> None:
+    def write(self, record: Mapping[str, Any]) -> None:
         """Append one record (``step`` and whatever else) as a line."""
         with disk_full_as_error(self.path, "the training log"):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
         if self._tracker is not None:
             stage = record.get("stage", "")
-            numbers = {f"{tag}/{stage}/{key}": float(v) for key, v in record.items() if isinstance(v, float)}
+            numbers = {f"{stage}/{key}": float(v) for key, v in record.items() if isinstance(v, float)}
             self._tracker.scalars(record["step"], numbers)
 
     def close(self) -> None:

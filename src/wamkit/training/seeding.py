@@ -60,7 +60,7 @@ def rng_state() -> dict[str, torch.Tensor]:
         "py_rng_version": torch.tensor([version], dtype=torch.int64),
         "py_rng_state": torch.tensor(words, dtype=torch.int64),
         "py_rng_gauss": torch.tensor([float("nan") if gauss is None else gauss], dtype=torch.float64),
-        "np_rng_state_values": torch.tensor(keys.astype(np.int64)),
+        "np_rng_state_values": torch.tensor(np.asarray(keys, np.int64)),
         "np_rng_state_index": torch.tensor([position], dtype=torch.int64),
         "np_rng_has_gauss": torch.tensor([has_gauss], dtype=torch.int64),
         "np_rng_cached_gaussian": torch.tensor([cached], dtype=torch.float64),

@@ -242,7 +242,7 @@ class StageRun:
         record = {"step": self._global_step(done), "stage": self.stage.name, "stage_step": done}
         if self.context.log is not None:
             record |= {f"validation/{name}": value for name, value in numbers.items()}
-            self.context.log.write(record, "validation")
+            self.context.log.write(record)
         self.meter.skip()
 
     def _save(self, done: int) -> None:
