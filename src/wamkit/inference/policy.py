@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from wamkit.configuration import from_dict
-from wamkit.data.contract import Contract
+from wamkit.data.contract_terms import BodyContract, Contract
 from wamkit.data.embodiments import embodiment_id
 from wamkit.data.normalize import Normalizer
 from wamkit.errors import WamkitError, suggest
@@ -78,8 +78,13 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
     model.load_state_dict(weights)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if rest.get("contract") is None:
+        raise PolicyError(
+            f"{folder} holds weights but no contract (cameras, rates, statistics), so nothing says what its numbers mean:"
+            " train or fine-tune it on recordings with wam train RECIPE --policy.path"
+        )
+    contract = from_dict(Contract, rest["contract"], "contract")
     normalizer = Normalizer.load(folder)
-    contract = from_dict(Contract, rest["contract"], "contract") if "contract" in rest else None
     return Policy(model.to(device).eval(), normalizer, contract, stage=rest.get("stage", ""), precision=precision)
 
 
@@ -100,7 +105,7 @@ class Policy:
         self,
         model: WorldActionModel,
         normalizer: Normalizer,
-        contract: Contract | None,
+        contract: Contract,
         *,
         stage: str = "",
         precision: str = "auto",
@@ -109,8 +114,6 @@ class Policy:
             raise PolicyError(f"there is no precision {precision!r}.{suggest(precision, ('auto', 'fp32', 'bf16'))}")
         self.model, self.normalizer, self.contract, self.stage = model, normalizer, contract, stage
         self._autocast = precision != "fp32"
-        embodiments = normalizer.embodiments
-        self.embodiment = embodiments[0] if len(embodiments) == 1 else None
 
     @property
     def device(self) -> torch.device:
@@ -131,7 +134,7 @@ class Policy:
         Raises:
             PolicyError: a camera is missing or has another size, the state is missing, or the embodiment is open.
         """
-        name = self._embodiment(embodiment)
+        body = self.body(embodiment)
         for observation in observations:
             for camera in self.cameras:
                 if IMAGE_PREFIX + camera not in observation:
@@ -145,24 +148,32 @@ class Policy:
             for camera in self.cameras
         }
         state = None
-        if all(STATE_KEY in entry for entry in observations):
+        if body.state is not None and all(STATE_KEY in entry for entry in observations):
             raw = np.stack([np.asarray(entry[STATE_KEY], np.float32) for entry in observations])
-            state = self.normalizer.normalize_state(torch.from_numpy(raw), name)
+            state = self.normalizer.normalize_state(torch.from_numpy(raw), body.statistics)
         batch = len(observations)
-        rate = self.normalizer.rate_hz(name)
         return Observation(
             images=images,
             task=tuple(str(entry.get("task", "")) for entry in observations),
-            embodiment=torch.full((batch,), embodiment_id(name), dtype=torch.long),
+            embodiment=torch.full((batch,), embodiment_id(body.embodiment), dtype=torch.long),
             state=state,
-            rate_hz=torch.full((batch,), rate),
+            rate_hz=torch.full((batch,), float(body.rate_hz)),
         ).to(self.device)
 
-    def _embodiment(self, asked: str | None) -> str:
-        name = asked or self.embodiment
+    def body(self, embodiment: str | None = None) -> BodyContract:
+        """The embodiment that is acted with: the only one, or the named one at its highest (native) rate.
+
+        Raises:
+            PolicyError: the policy was trained on several and none is named, or not on the named one.
+        """
+        bodies = self.contract.bodies
+        known = tuple(dict.fromkeys(body.embodiment for body in bodies))
+        name = embodiment or (known[0] if len(known) == 1 else None)
         if name is None:
-            raise PolicyError(f"the policy knows {', '.join(self.normalizer.embodiments)}: say which with embodiment=")
-        return name
+            raise PolicyError(f"the policy knows {', '.join(known)}: say which with embodiment=")
+        if name not in known:
+            raise PolicyError(f"the policy was not trained on {name!r}.{suggest(name, known)}")
+        return max((body for body in bodies if body.embodiment == name), key=lambda body: body.rate_hz)
 
     def act(
         self,
@@ -187,7 +198,7 @@ class Policy:
         noise = self._noise(len(observations), seeds)
         with torch.inference_mode(), self._precision():
             chunk = self.model.act(batch, noise=noise)
-        actions = self.normalizer.unnormalize_action(chunk.actions.cpu().float(), self._embodiment(embodiment))
+        actions = self.normalizer.unnormalize_action(chunk.actions.cpu().float(), self.body(embodiment).statistics)
         return ActionChunk(actions=actions, times=chunk.times.cpu(), valid=chunk.valid.cpu())
 
     def act_batch(self, observations: list[dict[str, Any]], *, seeds: Sequence[int] | None = None) -> np.ndarray:
@@ -210,7 +221,7 @@ class Policy:
         given = None
         if actions is not None:
             array = torch.from_numpy(np.asarray(actions, np.float32))
-            given = self.normalizer.normalize_action(array, self._embodiment(embodiment)).to(self.device)
+            given = self.normalizer.normalize_action(array, self.body(embodiment).statistics).to(self.device)
         with torch.inference_mode(), self._precision():
             return self.model.imagine(batch, given, **options)
 
