@@ -80,7 +80,7 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if rest.get("contract") is None:
         raise PolicyError(
-            f"{folder} holds weights but no contract (cameras, rates, statistics), so nothing says what its numbers mean:"
+            f"{folder} holds weights but no contract (cameras, rates, statistics) that says what its numbers mean:"
             " train or fine-tune it on recordings with wam train RECIPE --policy.path"
         )
     contract = from_dict(Contract, rest["contract"], "contract")
