@@ -109,3 +109,24 @@ def _turn_hue(pictures: Float[Tensor, "n 3 H W"], turn: Float[Tensor, "n"]) -> F
     cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], device=pictures.device)
     rotation = cosine * identity + sine * cross + (1 - cosine) / 3.0
     return torch.einsum("nij,njhw->nihw", rotation, pictures).clamp(0, 1)
+
+
+def random_shift(
+    frames: UInt8[Tensor, "B 3 H W"], pixels: int, generator: torch.Generator | None = None
+) -> UInt8[Tensor, "B 3 H W"]:
+    """Each picture moved by up to ``pixels`` in both directions, its edge repeated (DrQ, arXiv 2004.13649).
+
+    Args:
+        frames: On any device.
+        pixels: The largest shift; 0 returns the frames as they are.
+        generator: On the frames' device.
+    """
+    if pixels == 0:
+        return frames
+    batch, _, height, width = frames.shape
+    device = frames.device
+    offset = torch.randint(-pixels, pixels + 1, (2, batch, 1), device=device, generator=generator)
+    rows = (torch.arange(height, device=device) + offset[0]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=device) + offset[1]).clamp(0, width - 1)
+    sample = torch.arange(batch, device=device)[:, None, None]
+    return frames.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

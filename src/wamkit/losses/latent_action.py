@@ -6,9 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def kl_to_standard_normal(
-    mean: Float[Tensor, "B Q Z"], log_variance: Float[Tensor, "B Q Z"]
-) -> Float[Tensor, "B"]:
+def kl_to_standard_normal(mean: Float[Tensor, "B Q Z"], log_variance: Float[Tensor, "B Q Z"]) -> Float[Tensor, "B"]:
     """KL(N(mean, exp(log_variance)) || N(0, I)), summed over dimensions and averaged over tokens."""
     kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
     return kl.sum(dim=-1).mean(dim=-1)

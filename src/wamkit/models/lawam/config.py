@@ -49,6 +49,8 @@ class LaWAMConfig:
     subgoal_weight: float = 0.1
     noise_draws: int = 2
     """Noise levels drawn per sample and step (repeated_diffusion_steps)."""
+    trunk_image_shift: int = 0
+    """Largest random shift, in pixels, of the trunk's pictures in training."""
     trunk_lr_scale: float = 0.3
     """Learning rate of all but the action expert, relative to it (pretraining: 3e-5 against 1e-4)."""
 
@@ -110,7 +112,7 @@ def preset(name: str) -> LaWAMConfig:
             latent_action=LatentActionConfig(
                 width=128,
                 heads=4,
-                encoder_layers=3,
+                encoder_layers=2,
                 decoder_layers=3,
                 latent_width=16,
                 max_state_dim=32,
@@ -137,11 +139,12 @@ def preset(name: str) -> LaWAMConfig:
                 deepstack_layers=(1,),
                 freeze_token_embeddings=False,
             ),
-            action=FlowExpertConfig(width=128, layers=4, heads=4, action_dim=32, dropout=0.0, time_unit_s=0.0125),
+            action=FlowExpertConfig(width=128, layers=4, heads=4, action_dim=32, dropout=0.1, time_unit_s=0.0125),
             cameras=("corner2_near",),
             horizon_s=0.2,
             max_actions=16,
             noise_draws=4,
+            trunk_image_shift=5,
             trunk_lr_scale=1.0,
         )
     raise WamkitError(f"LaWAM has no preset {name!r}.{suggest(name, ('tiny', 'small', 'paper'))}")

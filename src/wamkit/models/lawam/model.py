@@ -5,6 +5,7 @@ p(a, u_T, z | o, l) = p(z | o, l) . LaWM(u_T | u, z) . p(a | o, l, u, u_T)   (La
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from wamkit.actions.flow_expert import AlternatingBlock, Context, FlowExpert
+from wamkit.data.augment import random_shift
 from wamkit.dynamics.latent_action import LatentActionModel, Posterior
 from wamkit.encoders.base import VisualEncoder
 from wamkit.encoders.dinov3 import DINOv3, DINOv3Config
@@ -61,9 +63,7 @@ class LaWAM(WorldActionModel):
         )
         grid, width = self.vision_encoder.grid, self.vision_encoder.width
         self.lam = LatentActionModel(config.latent_action, grid, width)
-        self.vlm = Qwen3VLTrunk(
-            config.vlm, latent_queries=config.latent_queries, action_queries=config.action_queries
-        )
+        self.vlm = Qwen3VLTrunk(config.vlm, latent_queries=config.latent_queries, action_queries=config.action_queries)
         self.latent_head = QueryPooling(
             config.latent_action.queries,
             config.latent_action.latent_width,
@@ -230,7 +230,12 @@ class LaWAM(WorldActionModel):
     def _policy_loss(self, window: Window, generator: torch.Generator | None) -> Losses:
         views, valid = self._views(window)
         present, future = views[:, 0, 0], views[:, 0, 1]
-        intention = self.intend(window.observation(), present)
+        observation = window.observation()
+        shifted = {
+            camera: random_shift(frames, self.config.trunk_image_shift, generator)
+            for camera, frames in observation.images.items()
+        }
+        intention = self.intend(replace(observation, images=shifted), present)
         terms: dict[str, LossTerm] = {}
         if self.config.subgoal != "none" and self.config.distillation_weight > 0:
             with torch.no_grad():
@@ -377,7 +382,8 @@ class LaWAM(WorldActionModel):
         shape = (batch_size, frames, 3, side, side)
         return Window(
             frames={
-                camera: torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for camera in config.cameras
+                camera: torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+                for camera in config.cameras
             },
             frame_times=torch.linspace(0.0, config.horizon_s, frames).expand(batch_size, -1),
             frame_valid={camera: torch.ones(batch_size, frames, dtype=torch.bool) for camera in config.cameras},
