@@ -15,7 +15,15 @@ from wamkit.cli.parsing import parse
 if TYPE_CHECKING:
     from wamkit.training.config import TrainConfig
 
-TASKS = ("button-press-topdown-v3", "drawer-open-v3", "reach-v3")
+# Two tasks share one scene, so only the instruction tells them apart; all three move an object along a path by contact,
+# and where the object stands differs from trial to trial.
+TASKS = ("faucet-open-v3", "faucet-close-v3", "window-open-v3")
+ACTION_NOISE = 0.3
+"""Disturbs the expert while it is recorded (its labels stay clean), so that the policy has seen how to come back."""
+MAX_STEPS = 250
+"""About three times what the expert needs."""
+N_ACTION_STEPS = 8
+"""Half a chunk is executed before the next look."""
 ARMS = "policy,no_op,random,blind,swapped_instruction"
 RECIPE = "lawam_metaworld"
 
@@ -121,7 +129,7 @@ def _imagine(recordings: Path, arguments: DemoArguments) -> str:
 def _evaluate(arguments: DemoArguments) -> str:
     from wamkit.cli.evaluate import EvalArguments, EvalFlags, evaluate
 
-    flags = EvalFlags(n_episodes=20, arms=ARMS)
+    flags = EvalFlags(n_episodes=20, n_action_steps=N_ACTION_STEPS, max_steps=MAX_STEPS, arms=ARMS)
     if arguments.toy:
         flags = EvalFlags(n_episodes=1, arms=ARMS, max_steps=20, videos=1)
     return evaluate(
