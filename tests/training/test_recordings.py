@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,23 @@ def test_other_recordings_are_not_resumed_on(run, root, tmp_path):
     moved = dataclasses.replace(whole.dataset, roots=(str(tmp_path / "other"),))
     with pytest.raises(ResumeError, match="fingerprints differ"):
         train(dataclasses.replace(whole, resume=True, dataset=moved))
+
+
+def test_a_broken_video_stops_a_later_stage_and_loses_nothing(root, tmp_path):
+    copy = tmp_path / "recorded"
+    shutil.copytree(root, copy)
+    whole = config(copy, tmp_path / "run")
+    larger = dataclasses.replace(whole.stages[1], window=dataclasses.replace(whole.stages[1].window, resolution=32))
+    video = next(copy.rglob("*.mp4"))
+    intact = video.read_bytes()
+    train(dataclasses.replace(whole, stages=whole.stages[:1]))
+    video.write_bytes(intact[: len(intact) // 2])
+    start = StartingPolicy(path=str(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model"))
+    broken = dataclasses.replace(whole, stages=(larger,), policy=start, output_dir=str(tmp_path / "second"))
+    with pytest.raises(WamkitError, match=r"recorded|\.mp4"):
+        train(broken)
+    assert not list((tmp_path / "second" / "cache").glob("frames*"))
+    assert load_file(Path(start.path) / "model.safetensors")
 
 
 def test_the_model_of_a_config(root, tmp_path):

@@ -149,7 +149,8 @@ class StageRun:
             raise BrokenDataError(
                 f"Stage {self.stage.name!r} stopped at step {step}: a batch could not be read"
                 f" ({type(error).__name__}: {error}).{self._origin(step, micro)} {self._intact()}"
-                " Mend or remove that episode and run again with --resume."
+                " Restore that episode and run again with --resume, or leave it out and start a new run from that"
+                " checkpoint with --policy.path."
             ) from error
         window = window.to(self.accelerator.device)
         self.meter.waited(time.perf_counter() - started, self.stage.batch_size)
