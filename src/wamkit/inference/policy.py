@@ -24,6 +24,7 @@ from wamkit.data.normalize import Normalizer
 from wamkit.errors import WamkitError, suggest
 from wamkit.models import registry
 from wamkit.models.base import WorldActionModel
+from wamkit.training.state import load_pretrained
 from wamkit.types import ActionChunk, Future, Observation
 
 IMAGE_PREFIX = "observation.images."
@@ -62,20 +63,15 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
         precision: ``fp32``, ``bf16``, or ``auto`` (bf16 autocast, the precision of training).
 
     Raises:
-        PolicyError: no checkpoint there, or one of an unknown or changed model.
+        PolicyError: no checkpoint there, or one without a contract.
+        ResumeError: its weights are not those of its config.
     """
-    from safetensors.torch import load_file
-
     folder = checkpoint_folder(Path(path))
     name, values, rest = read_config(folder)
     chosen = registry.model_class(name)
     config = from_dict(chosen.config_class, values, "config.json")
     model = chosen(config)
-    weights, own = load_file(folder / "model.safetensors"), model.state_dict()
-    odd = sorted(weights.keys() ^ own.keys()) or [key for key in own if weights[key].shape != own[key].shape]
-    if odd:
-        raise PolicyError(f"{folder} does not fit {name}: {len(odd)} weights differ, {odd[0]!r} for one")
-    model.load_state_dict(weights)
+    load_pretrained(model, folder)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if rest.get("contract") is None:

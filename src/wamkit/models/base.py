@@ -85,6 +85,9 @@ class WorldActionModel(nn.Module):
     def imagine(self, observation: Observation, actions: Float[Tensor, "B K A"] | None = None) -> Future:
         """What the model expects to see, under its own or the given actions."""
 
+    def load_pretrained_trunks(self) -> None:
+        """Load the published weights of frozen or fine-tuned parts; called when a run starts afresh."""
+
     @property
     def action_noise_shape(self) -> tuple[int, int] | None:
         """Chunk length and action width of the noise that `act` starts from; None for deterministic decoders."""

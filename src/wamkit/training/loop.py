@@ -117,6 +117,6 @@ def _starting_model(
         load_pretrained(model, position.checkpoint / PRETRAINED_MODEL)
     elif config.policy.path is not None:
         load_pretrained(model, Path(config.policy.path))
-    elif (load_trunks := getattr(model, "load_pretrained_trunks", None)) is not None:
-        load_trunks()
+    else:
+        model.load_pretrained_trunks()
     return model
