@@ -5,6 +5,7 @@ p(a, u_T, z | o, l) = p(z | o, l) . LaWM(u_T | u, z) . p(a | o, l, u, u_T)   (La
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -221,7 +222,7 @@ class LaWAM(WorldActionModel):
         width = self.config.latent_action.max_state_dim
         state = _pad(torch.where(window.state_valid[:, 0], window.state[:, 0], 0.0), width)
         guess = self.lam.state_predictor(latent, state, window.embodiment)[:, : change.shape[-1]].float()
-        value, has_state = masked_mean((guess - change).square(), mask)
+        value, has_state = masked_mean((guess - torch.where(mask, change, 0.0)).square(), mask)
         terms["state"] = LossTerm(value=value, valid=has_state, weight=self.config.state_weight)
         still = sample_mean((predicted[:, 0] - predicted[:, 1]).float().square())
         metrics = {"copy_present": LossTerm(value=still, valid=valid).mean()}
@@ -235,7 +236,8 @@ class LaWAM(WorldActionModel):
             camera: random_shift(frames, self.config.trunk_image_shift, generator)
             for camera, frames in observation.images.items()
         }
-        intention = self.intend(replace(observation, images=shifted), present)
+        there = {camera: window.frame_valid[camera][:, 0] for camera in self.config.cameras}
+        intention = self.intend(replace(observation, images=shifted), present, there)
         terms: dict[str, LossTerm] = {}
         if self.config.subgoal != "none" and self.config.distillation_weight > 0:
             with torch.no_grad():
@@ -271,14 +273,26 @@ class LaWAM(WorldActionModel):
 
     # Policy
 
-    def intend(self, observation: Observation, present: Float[Tensor, "B N D"] | None = None) -> Intention:
-        """Everything before the action expert: trunk, latent action, subgoal."""
+    def intend(
+        self,
+        observation: Observation,
+        present: Float[Tensor, "B N D"] | None = None,
+        there: Mapping[str, Bool[Tensor, "B"]] | None = None,
+    ) -> Intention:
+        """Everything before the action expert: trunk, latent action, subgoal.
+
+        Args:
+            observation: the present.
+            present: its features, where they are known already.
+            there: which samples have each camera; None: all have all. A missing auxiliary view is left out.
+        """
         cameras = self.config.cameras
         images = {camera: observation.images[camera] for camera in cameras}
         device = observation.embodiment.device
         ids, valid = self.vlm.tokenize(observation.task)
-        everywhere = torch.ones(observation.batch_size, dtype=torch.bool, device=device)
-        trunk = self.vlm(images, dict.fromkeys(cameras, everywhere), ids.to(device), valid.to(device))
+        if there is None:
+            there = dict.fromkeys(cameras, torch.ones(observation.batch_size, dtype=torch.bool, device=device))
+        trunk = self.vlm(images, there, ids.to(device), valid.to(device))
         if present is None:
             present = self.encode(images[cameras[0]])
         if self.config.subgoal == "none":
