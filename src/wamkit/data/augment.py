@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from wamkit.data.draws import mix
 from wamkit.errors import WamkitError
 
 _GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
@@ -49,7 +50,9 @@ class Augmentation:
 
     def __call__(self, frames: UInt8[Tensor, "n 3 H W"], seed: int) -> UInt8[Tensor, "n 3 H W"]:
         """One draw for all frames of an episode."""
-        return self.apply(frames.unsqueeze(0), torch.Generator().manual_seed(seed)).squeeze(0)
+        # Hashed, since torch's generator reads only the lower half of a seed.
+        generator = torch.Generator().manual_seed(int(mix(seed)) & 0x7FFFFFFF)
+        return self.apply(frames.unsqueeze(0), generator).squeeze(0)
 
     def apply(self, frames: UInt8[Tensor, "B T 3 H W"], generator: torch.Generator) -> UInt8[Tensor, "B T 3 H W"]:
         """One draw for each sample, the same for its T frames.

@@ -24,7 +24,7 @@ Progress = Callable[..., None]
 Augment = Callable[[Tensor, int], Tensor]
 """``augment(uint8 [n, 3, H, W], seed)``: the same change for all frames; its ``repr`` says what it does."""
 
-_FORMAT = 2
+_FORMAT = 3
 _CHUNK = 64  # frames resized or written at once
 
 
@@ -236,8 +236,7 @@ class FeatureStore:
                         for at in range(start, stop, batch_size):
                             pictures = torch.from_numpy(np.array(frames[at : min(at + batch_size, stop)]))
                             if view > 0 and augment is not None:
-                                # Hashed, since torch's generator reads only the lower half of a seed.
-                                pictures = augment(pictures, int(mix(view, number, episode)) & 0x7FFFFFFF)
+                                pictures = augment(pictures, int(mix(view, number, episode)))
                             with torch.no_grad():
                                 features = encode(pictures).float().cpu().numpy()
                             with np.errstate(over="ignore"):  # told below

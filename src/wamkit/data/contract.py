@@ -249,9 +249,8 @@ def _check_vector(
     if trained is None:
         return []
     if not names:
-        return [
-            Violation(subject, f"this {candidate.kind} has none and the policy was trained with {len(trained.names)}.")
-        ]
+        missing = f"this {candidate.kind} has none; give the {len(trained.names)} dimensions of training."
+        return [Violation(subject, missing)]
     if len(names) != len(trained.names):
         return [
             Violation(
