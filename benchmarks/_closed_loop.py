@@ -1,0 +1,202 @@
+"""What the closed-loop experiments share: policies that differ in one thing, trained alike, judged on the same trials.
+
+All arms of a seed start from the same visual encoder and latent-action model: neither sees an action, and no arm
+changes what they learn. Each stage is a run in a folder of its own; what is finished there is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wamkit.cli.progress import progress_bar
+from wamkit.envs.recording import record_episodes
+from wamkit.evaluation.arms import PolicyArm
+from wamkit.evaluation.provenance import checkpoint_record, collect
+from wamkit.evaluation.results import build_eval, write_eval
+from wamkit.evaluation.rollout import RolloutSettings, rollout
+from wamkit.evaluation.statistics import side_by_side
+from wamkit.evaluation.workers import EnvFactory
+from wamkit.inference.policy import load
+from wamkit.models.base import WorldActionModel
+from wamkit.models.lawam import LaWAM, LaWAMConfig, preset
+from wamkit.recipes.lawam_metaworld import lawam_metaworld
+from wamkit.training.checkpoint import WEIGHTS, load_weights
+from wamkit.training.config import DatasetConfig, StageConfig, TrainConfig
+from wamkit.training.loop import train
+
+SHARED_STAGES = ("encoder", "latent_action")
+SHARED_PARTS = ("vision_encoder.", "lam.")
+
+
+@dataclass(frozen=True)
+class TrainedArm:
+    """One arm: what it is made of, and what it learns from."""
+
+    name: str
+    model: LaWAMConfig
+    dataset: Callable[[Path], DatasetConfig]
+    """From the recording's folder."""
+
+
+def parser(doc: str, tasks: Sequence[str], benchmark: str) -> argparse.ArgumentParser:
+    """The flags of both experiments; the defaults are the real one, ``--toy`` the smallest that runs."""
+    flags = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--tasks", nargs="+", default=list(tasks))
+    flags.add_argument("--demonstrations", type=int, default=25, help="for each task")
+    flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training and sampling")
+    flags.add_argument("--episodes", type=int, default=50, help="unseen initial states, for each task and seed")
+    flags.add_argument("--preset", default="tiny", choices=("tiny", "small"))
+    for stage in lawam_metaworld().stages:
+        flags.add_argument(f"--{stage.name}_steps", type=int, default=stage.steps)
+    flags.add_argument("--max_steps", type=int, default=None, help="time limit of an episode; default the simulator's")
+    flags.add_argument("--workers", type=int, default=None, help="simulator processes; default one a core")
+    flags.add_argument("--output_dir", type=Path, default=Path("outputs") / benchmark)
+    flags.set_defaults(benchmark=benchmark)
+    flags.add_argument("--toy", action="store_true", help="two steps of everything: shows that it runs, nothing else")
+    flags.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    return flags
+
+
+def parsed(flags: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options; ``--toy`` sets what was not asked for otherwise."""
+    small: dict[str, Any] = dict(demonstrations=2, seeds=[0], episodes=1, max_steps=8, workers=1)
+    small |= dict.fromkeys((f"{stage.name}_steps" for stage in lawam_metaworld().stages), 2)
+    toy = flags.parse_known_args(arguments)[0].toy
+    if toy:
+        flags.set_defaults(**small, tasks=flags.get_default("tasks")[:1])
+    return flags.parse_args(arguments)
+
+
+def run(
+    options: argparse.Namespace, arms: Sequence[TrainedArm], pairs: Sequence[tuple[str, str]], **extra: Any
+) -> None:
+    """Records, trains, evaluates, and prints the table; ``result.json`` in the output folder holds every episode."""
+    recordings = record(options)
+    episodes: list[dict[str, Any]] = []
+    checkpoints: dict[str, str] = {}
+    for seed in options.seeds:
+        shared = train_stages(options, seed, recordings)
+        trained = {arm.name: train_policy(options, seed, arm, recordings, shared) for arm in arms}
+        hashes = {name: checkpoint_record(path)["sha256"] for name, path in trained.items()}
+        checkpoints |= {f"{name}/seed{seed}": digest for name, digest in hashes.items()}
+        episodes += evaluate(options, seed, trained, hashes)
+    described = {key: value for key, value in vars(options).items() if key not in ("output_dir", "json")}
+    record_of_run = collect(config=described, seeds=options.seeds, options=described, checkpoints=checkpoints)
+    order = {arm.name: position for position, arm in enumerate(arms)}
+    episodes.sort(key=lambda episode: (order[episode["arm"]], episode["seed"]))
+    result = build_eval(episodes, record_of_run, comparisons=pairs, **extra)
+    path = write_eval(options.output_dir / "result.json", result)
+    print("\n".join(side_by_side(result["arms"]).lines()))
+    for line in result["comparisons"][: len(pairs)]:
+        low, high = (100 * end for end in line["ci95"])
+        print(
+            f"{line['arm']} - {line['baseline']}: {100 * line['difference']:+.1f} points [{low:+.1f}, {high:+.1f}], "
+            f"McNemar p {line['p_value']:.3g} (Holm {line['p_holm']:.3g})"
+        )
+    print(path)
+    if options.json:
+        print(json.dumps({"benchmark": options.benchmark, "toy": options.toy, **without_episodes(result)}))
+
+
+def without_episodes(result: dict[str, Any]) -> dict[str, Any]:
+    """What goes into ``benchmarks/results``: all but the single episodes."""
+    return {key: value for key, value in result.items() if key != "episodes"}
+
+
+def record(options: argparse.Namespace) -> Path:
+    """The packaged expert's demonstrations of all tasks, at the native rate."""
+    root = options.output_dir / "recordings"
+    with progress_bar("recording") as progress:
+        record_episodes(
+            "metaworld",
+            options.tasks,
+            root,
+            episodes=options.demonstrations,
+            cameras=preset(options.preset).cameras,
+            workers=0 if options.toy else options.workers,
+            resume=True,
+            progress=progress,
+        )
+    return root
+
+
+def _stage(options: argparse.Namespace, stage: StageConfig) -> StageConfig:
+    steps = getattr(options, f"{stage.name}_steps")
+    stage = dataclasses.replace(stage, steps=steps, warmup_steps=min(stage.warmup_steps, steps // 2))
+    return dataclasses.replace(stage, batch_size=4) if options.toy else stage
+
+
+def _config(
+    options: argparse.Namespace, seed: int, output_dir: Path, stages: Sequence[str], **fields: Any
+) -> TrainConfig:
+    recipe = lawam_metaworld()
+    return dataclasses.replace(
+        recipe,
+        name=output_dir.parent.name,
+        preset=options.preset,
+        stages=tuple(_stage(options, stage) for stage in recipe.stages if stage.name in stages),
+        seed=seed,
+        output_dir=str(output_dir),
+        logger="none",
+        resume=True,
+        **fields,
+    )
+
+
+def dataset(options: argparse.Namespace, recordings: Path, **fields: Any) -> DatasetConfig:
+    """The recipe's, with every episode trained on; all runs share decoded frames, and features where encoders agree."""
+    values: dict[str, Any] = dict(roots=(str(recordings),), cache_dir=str(options.output_dir / "cache"))
+    return dataclasses.replace(lawam_metaworld().dataset, holdout_episodes=0, **(values | fields))
+
+
+def train_stages(options: argparse.Namespace, seed: int, recordings: Path) -> Path:
+    """Encoder and latent-action model of a seed."""
+    output_dir = options.output_dir / "shared" / f"seed{seed}"
+    config = _config(options, seed, output_dir, SHARED_STAGES, dataset=dataset(options, recordings))
+    with progress_bar(f"shared stages, seed {seed}") as progress:
+        return train(config, progress=progress)
+
+
+def train_policy(options: argparse.Namespace, seed: int, arm: TrainedArm, recordings: Path, shared: Path) -> Path:
+    """Stage ``policy`` of an arm."""
+    output_dir = options.output_dir / arm.name / f"seed{seed}"
+    config = _config(options, seed, output_dir, ("policy",), dataset=arm.dataset(recordings), model_config=arm.model)
+    with progress_bar(f"{arm.name}, seed {seed}") as progress:
+        return train(config, progress=progress, build_model=lambda config: started_from(shared, config))
+
+
+def started_from(shared: Path, config: TrainConfig) -> WorldActionModel:
+    """A new model with the shared parts of a checkpoint, whatever the rest of it looks like."""
+    model = LaWAM(config.model_config)
+    stored = {k: v for k, v in load_weights(shared / WEIGHTS).items() if k.startswith(SHARED_PARTS)}
+    own = {name for name in model.state_dict() if name.startswith(SHARED_PARTS)}
+    if own != stored.keys():
+        raise SystemExit(f"{shared} has other shared parts than this arm: train them into another --output_dir.")
+    model.load_state_dict(stored, strict=False)
+    return model
+
+
+def evaluate(
+    options: argparse.Namespace, seed: int, trained: dict[str, Path], hashes: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Every arm of a seed on the same initial states, all of its chunks executed whole."""
+    arms = []
+    for name, checkpoint in trained.items():
+        policy = load(checkpoint)
+        policy.embodiment = "metaworld"  # a policy of several rates acts at the native one
+        arms.append(PolicyArm(policy, name, identity=hashes[name]))
+    make = EnvFactory("metaworld", {"resolution": 128, "cameras": preset(options.preset).cameras} | _limit(options))
+    settings = RolloutSettings(seed=seed, n_episodes=options.episodes, workers=options.workers)
+    output_dir = options.output_dir / "evaluation" / f"seed{seed}"
+    with progress_bar(f"evaluating seed {seed}") as progress:
+        return rollout(arms, options.tasks, make, output_dir, settings, resume=True, progress=progress)
+
+
+def _limit(options: argparse.Namespace) -> dict[str, int]:
+    return {} if options.max_steps is None else {"max_steps": options.max_steps}
