@@ -59,7 +59,8 @@ class Link:
 
 
 def _joined(tensors: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
-    return torch.cat([tensors[name] for name in names]) if len(names) > 1 else tensors[names[0]]
+    parts = [tensors[name] for name in names]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _same(ours: str, published: str, *names: str) -> Iterator[Link]:
