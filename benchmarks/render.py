@@ -54,7 +54,7 @@ def commit() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["button-press-topdown-v3", "drawer-open-v3", "pick-place-v3"])
-    parser.add_argument("--camera", default="corner2")
+    parser.add_argument("--camera", default="corner2_near")
     parser.add_argument("--resolution", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each measurement")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")

@@ -147,10 +147,10 @@ def test_environments_share_meshes_but_not_pictures():
     other = make_env("metaworld", "reach-v3", resolution=48)
     alone = {}
     for env in (*drawers, other):
-        alone[env.description.task] = env.reset_trial(0)["observation.images.corner2"]
+        alone[env.description.task] = env.reset_trial(0)["observation.images.corner2_near"]
         env.close()
     assert not _Context.shared
-    first = [env.reset_trial(0)["observation.images.corner2"] for env in (*drawers, other)]
+    first = [env.reset_trial(0)["observation.images.corner2_near"] for env in (*drawers, other)]
     assert len(_Context.shared) == 2
     drawers[0].render_frame(None, (64, 96))  # the shared buffer grows
     again = [env.render_frame() for env in (*drawers, other)]

@@ -47,7 +47,7 @@ def test_rows_are_the_demonstrations_in_order(recorded):
     assert source.fps == 80
     assert source.video_rate_hz == 20
     assert source.embodiment == "metaworld"
-    assert source.cameras == ("corner2",)
+    assert source.cameras == ("corner2_near",)
     assert [episode.task for episode in source.episodes] == [
         instruction("metaworld", t) for t in TASKS for _ in range(2)
     ]
@@ -67,8 +67,8 @@ def test_rows_are_the_demonstrations_in_order(recorded):
         np.testing.assert_array_equal(source.column("action_executed")[rows], again.executed)
         np.testing.assert_array_equal(source.column("observation.state")[rows], again.states)
         times = np.arange(again.length) / 80
-        frames = source.decode("corner2", episode, times)
-        wanted = again.images["corner2"][np.arange(again.length) // 4]
+        frames = source.decode("corner2_near", episode, times)
+        wanted = again.images["corner2_near"][np.arange(again.length) // 4]
         assert np.abs(frames.astype(int) - wanted).mean() < 12  # lossy video of few pixels
         # Nearer to its own picture than to the next ones.
         shifted = np.abs(frames[:-8].astype(int) - wanted[8:]).mean()

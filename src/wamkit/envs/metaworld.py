@@ -55,7 +55,7 @@ class MetaWorldEnvironment(Environment):
         task: str,
         *,
         resolution: int | tuple[int, int] = 128,
-        cameras: tuple[str, ...] = ("corner2",),
+        cameras: tuple[str, ...] = ("corner2_near",),
         max_steps: int = 500,
         seed: int = 0,
     ) -> None:
