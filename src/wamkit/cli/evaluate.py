@@ -81,6 +81,7 @@ def evaluate(arguments: EvalArguments) -> str:
     _refuse_finished(arguments)
 
     from wamkit.cli.progress import progress_bar
+    from wamkit.configuration import to_dict
     from wamkit.envs.registry import instruction
     from wamkit.evaluation.episode_video import VideoSettings
     from wamkit.evaluation.provenance import collect
@@ -98,7 +99,7 @@ def evaluate(arguments: EvalArguments) -> str:
     options = fitting_env_options(policy.contract, arguments.env, arguments.eval.max_steps)
     make = EnvFactory(arguments.env.type, options)
     refuse_violations(policy.contract, make(tasks[0]))
-    record = collect(checkpoint=folder, config=arguments, seeds=[arguments.seed])
+    record = collect(checkpoint=folder, config=to_dict(policy.model.config), seeds=[arguments.seed])
     flags = arguments.eval
     settings = RolloutSettings(
         n_action_steps=flags.n_action_steps,

@@ -287,7 +287,10 @@ def examples(
         )
 
     _, kinds = np.unique(tasks, return_inverse=True)
-    partners = metrics.other_episode(kinds if len(set(tasks)) > 1 else held_out.episodes, seed)
+    groups = kinds if len(set(tasks)) > 1 else held_out.episodes
+    if len(np.unique(groups)) < 2:  # no other scene to transfer to
+        return [subgoal(i) for i in chosen], []
+    partners = metrics.other_episode(groups, seed)
     return [subgoal(i) for i in chosen], [transfer(i, int(partners[i])) for i in chosen]
 
 
