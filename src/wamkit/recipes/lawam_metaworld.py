@@ -20,15 +20,13 @@ def lawam_metaworld() -> TrainConfig:
         model="lawam",
         preset="tiny",
         dataset=DatasetConfig(
-            holdout_episodes=6,
-            # Expert actions fill [-1, 1] already; what matters is that every dimension counts alike.
-            action_normalization="MIN_MAX",
+            holdout_episodes=3,
         ),
         stages=(
             StageConfig(
                 name="encoder",
                 window=WindowSpec(frame_offsets_s=here, cameras=model.cameras),
-                steps=500,
+                steps=400,
                 batch_size=64,
                 learning_rate=1e-3,
                 betas=(0.9, 0.95),
@@ -38,7 +36,7 @@ def lawam_metaworld() -> TrainConfig:
                 name="latent_action",
                 # Two augmented views (LaWAM C.5): the encoder infers in one, LaWM predicts in the other.
                 window=WindowSpec(frame_offsets_s=horizon, cameras=model.cameras, feature_views=2),
-                steps=500,
+                steps=400,
                 batch_size=32,
                 learning_rate=1e-3,
                 betas=(0.9, 0.95),
@@ -53,13 +51,13 @@ def lawam_metaworld() -> TrainConfig:
                     cameras=model.cameras,
                     feature_views=1,
                 ),
-                steps=900,
+                steps=1300,
                 batch_size=32,
-                learning_rate=5e-4,
+                learning_rate=1e-3,
                 betas=(0.9, 0.95),
                 warmup_steps=50,
             ),
         ),
-        save_every=300,
+        save_every=400,
         output_dir="outputs/lawam_metaworld",
     )
