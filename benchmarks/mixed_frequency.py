@@ -20,11 +20,11 @@ from pathlib import Path
 
 import _closed_loop as closed_loop
 
+from wamkit.cli.demo import TASKS
 from wamkit.data.lerobot import LeRobotSource
 from wamkit.models.lawam import LaWAMConfig, preset
 from wamkit.training.config import DatasetConfig
 
-TASKS = ("button-press-topdown-v3", "drawer-open-v3", "reach-v3")
 STRIDES = (1, 2, 4)
 PAIRS = (("mixed", "mixed_index"), ("native", "mixed"), ("native", "mixed_index"))
 

@@ -61,7 +61,7 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument("--toy", action="store_true", help="two short recordings and two steps: shows that it runs")
     flags.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     if flags.parse_known_args(arguments)[0].toy:
-        flags.set_defaults(recordings=["rt1", ACTION_FREE], limit=3, encoder_steps=2, latent_action_steps=2, windows=16)
+        flags.set_defaults(recordings=["rt1", ACTION_FREE], limit=3, encoder_steps=2, latent_action_steps=2, windows=8)
     options = flags.parse_args(arguments)
     if not options.data.is_dir():
         flags.error(f"there is no {options.data}: name the recordings' folder with --data or WAMKIT_TEST_DATA")

@@ -1,0 +1,111 @@
+"""Writes the tables of docs/benchmarks.md from benchmarks/results: no number there is typed by hand.
+
+python benchmarks/_tables.py          rewrite the page
+python benchmarks/_tables.py --check  exit 1 where the page is not what the results say
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, RESULTS = ROOT / "docs/benchmarks.md", ROOT / "benchmarks/results"
+
+
+def percent(rate: dict[str, Any]) -> str:
+    low, high = rate["ci95"]
+    return f"{100 * rate['rate']:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def closed_loop(result: dict[str, Any]) -> list[str]:
+    """Arms by task, then the paired tests."""
+    arms = result["arms"]
+    tasks = sorted({task for arm in arms.values() for task in arm["tasks"]})
+    lines = ["| arm | " + " | ".join([*tasks, "all", "by seed"]) + " |", "|" + "---|" * (len(tasks) + 3)]
+    for name, arm in arms.items():
+        seeds = arm.get("seeds", {})
+        cells = [percent(arm["tasks"][task]) for task in tasks] + [
+            f"{percent(arm['overall'])}, n {arm['overall']['n']}"
+        ]
+        cells.append(", ".join(f"{100 * rate['rate']:.0f}" for rate in seeds.values()) or "one seed")
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    lines += ["", "| difference | points | McNemar p | Holm |", "|---|---|---|---|"]
+    for line in result["comparisons"]:
+        if line["task"] is None:
+            low, high = (100 * end for end in line["ci95"])
+            points = f"{100 * line['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
+            lines.append(
+                f"| `{line['arm']}` - `{line['baseline']}` | {points} | {line['p_value']:.2g} | {line['p_holm']:.2g} |"
+            )
+    return lines
+
+
+def ratio(row: dict[str, Any]) -> str:
+    low, high = row["ratio_ci95"]
+    return f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def recordings(result: dict[str, Any]) -> list[str]:
+    """Held-out error by recording, beside that on episodes trained on."""
+    held, trained = result["held_out"], result.get("trained", {"recordings": {}})
+    heads = ("recording", "horizon, s", "error", "copy", "error / copy", "shuffled", "windows, episodes", "trained on")
+    rows = [heads, ("---",) * len(heads)]
+    for name, row in held["recordings"].items():
+        seen = trained["recordings"].get(name)
+        rows.append(
+            (
+                name,
+                f"{row['horizon_s']:.2f}",
+                f"{row['error']:.3f}",
+                f"{row['copy_present']:.3f}",
+                ratio(row),
+                f"x {row['latent_action_shuffled']:.2f}",
+                f"{row['windows']}, {row['episodes']}",
+                ratio(seen) if seen else "",
+            )
+        )
+    overall = ratio(trained["overall"]) if "overall" in trained else ""
+    count = str(held["overall"]["episodes"])
+    rows.append(("all, each alike", "", "", "", ratio(held["overall"]), "", f"{count} episodes", overall))
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+TABLES = {"mixed_frequency": closed_loop, "ablation": closed_loop, "recordings": recordings}
+
+
+def table(name: str) -> str:
+    """The table of a benchmark and where it comes from, or that there is none yet."""
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        return "Not yet run."
+    result = json.loads(path.read_text())
+    record = result["provenance"]
+    hardware = record["hardware"]
+    machine = f"{hardware['cores']} x {hardware['cpu']}" + "".join(f", {gpu}" for gpu in hardware["gpu"])
+    source = (
+        f"`{' '.join(record['command'])}`, {record['date'][:10]}, commit {record['code']['commit'][:10]}"
+        f"{' with local changes' if record['code']['dirty'] else ''}, {machine}; "
+        f"`benchmarks/results/{name}.json`."
+    )
+    return "\n".join([*TABLES[name](result), "", source])
+
+
+def page(text: str) -> str:
+    """The page with every table as the results say."""
+    return re.sub(
+        r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)",
+        lambda found: f"{found[1]}\n{table(found[2])}\n\n{found[3]}",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+if __name__ == "__main__":
+    now = PAGE.read_text()
+    if "--check" in sys.argv:
+        sys.exit(now != page(now))
+    PAGE.write_text(page(now))
