@@ -6,6 +6,7 @@
 """
 
 import sys
+from pathlib import Path
 
 import wamkit
 from wamkit.cli.progress import progress_bar
@@ -18,10 +19,10 @@ from wamkit.evaluation.workers import EnvFactory
 from wamkit.inference.policy import checkpoint_folder
 
 TOY = "--toy" in sys.argv
-OUTPUT = "outputs/examples/evaluation"
+OUTPUT = Path("outputs/examples/evaluation")
 
 if __name__ == "__main__":  # the simulators run in processes of their own, which import this file
-    folder = checkpoint_folder("outputs/examples/run")
+    folder = checkpoint_folder(Path("outputs/examples/run"))
     policy, identity = wamkit.load(folder), checkpoint_record(folder)["sha256"]
     make = EnvFactory("metaworld", {"cameras": policy.cameras} | ({"max_steps": 16} if TOY else {}))
     settings = RolloutSettings(n_episodes=1 if TOY else 10, workers=1 if TOY else None)
@@ -37,4 +38,4 @@ if __name__ == "__main__":  # the simulators run in processes of their own, whic
         )
     results = build_eval(episodes, collect(checkpoint=folder, seeds=[settings.seed]))
     print("\n".join(side_by_side(results["arms"]).lines()))
-    print(write_eval(f"{OUTPUT}/eval.json", results))
+    print(write_eval(OUTPUT / "eval.json", results))
