@@ -22,6 +22,8 @@ ACTION_NOISE = 0.3
 """Disturbs the expert while it is recorded (its labels stay clean), so that the policy has seen how to come back."""
 MAX_STEPS = 250
 """About three times what the expert needs."""
+UNSEEN = 1000
+"""Added to the seed of the recording that the world model is measured on: other initial states, other noise."""
 N_ACTION_STEPS = 8
 """Half a chunk is executed before the next look."""
 ARMS = "policy,no_op,random,blind,swapped_instruction"
@@ -44,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     """Runs the verb."""
     arguments = parse(DemoArguments, argv, verb="demo")
     output, seconds = arguments.output_dir, {}
-    recordings = output / "recordings"
+    recordings, unseen = output / "recordings", output / "recordings_unseen"
 
     def timed(name: str, step: Callable[[], str]) -> str:
         print(f"[{name}]", flush=True)
@@ -53,9 +55,12 @@ def run(argv: Sequence[str]) -> int:
         seconds[name] = time.monotonic() - started
         return said
 
-    timed("record", lambda: _record(recordings, arguments))
+    episodes = 2 if arguments.toy else 25
+    timed("record", lambda: _record(recordings, episodes, arguments.seed))
+    # The world model is measured on demonstrations of their own, so that the policy may learn from all of its own.
+    timed("record unseen", lambda: _record(unseen, 1 if arguments.toy else 5, arguments.seed + UNSEEN))
     timed("train", lambda: _train(recordings, arguments))
-    print(timed("imagine", lambda: _imagine(recordings, arguments)))
+    print(timed("imagine", lambda: _imagine(unseen, arguments)))
     table = timed("evaluate", lambda: _evaluate(arguments))
     report = timed("report", lambda: _report(arguments))
     print(table)
@@ -73,18 +78,17 @@ def demo_config(recordings: Path, arguments: DemoArguments) -> TrainConfig:
             dataclasses.replace(stage, steps=2, warmup_steps=0, batch_size=4, learning_rate=1e-4)
             for stage in config.stages
         )
-        dataset = dataclasses.replace(config.dataset, holdout_episodes=3)
-        config = dataclasses.replace(config, stages=stages, dataset=dataset, validation_batches=1)
+        config = dataclasses.replace(config, stages=stages)
     return dataclasses.replace(
         config,
-        dataset=dataclasses.replace(config.dataset, roots=(str(recordings),)),
+        dataset=dataclasses.replace(config.dataset, roots=(str(recordings),), holdout_episodes=0),
         output_dir=str(arguments.output_dir),
         seed=arguments.seed,
         resume=True,
     )
 
 
-def _record(recordings: Path, arguments: DemoArguments) -> str:
+def _record(recordings: Path, episodes: int, seed: int) -> str:
     from wamkit.cli.progress import progress_bar
     from wamkit.envs.recording import record_episodes
 
@@ -94,7 +98,8 @@ def _record(recordings: Path, arguments: DemoArguments) -> str:
             "metaworld",
             TASKS,
             recordings,
-            episodes=2 if arguments.toy else 25,
+            episodes=episodes,
+            seed=seed,
             resolution=window.resolution,
             cameras=window.cameras,
             resume=True,

@@ -66,7 +66,7 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
         PolicyError: no checkpoint there, or one without a contract.
         ResumeError: its weights are not those of its config.
     """
-    folder = checkpoint_folder(Path(path))
+    folder = checkpoint_folder(path)
     name, values, rest = read_config(folder)
     chosen = registry.model_class(name)
     config = from_dict(chosen.config_class, values, "config.json")
@@ -84,8 +84,9 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
     return Policy(model.to(device).eval(), normalizer, contract, stage=rest.get("stage", ""), precision=precision)
 
 
-def checkpoint_folder(path: Path) -> Path:
+def checkpoint_folder(path: str | Path) -> Path:
     """The ``pretrained_model`` folder meant by ``path``: itself, a checkpoint's, or a run's last."""
+    path = Path(path)
     for candidate in (path, path / "pretrained_model", path / "checkpoints" / "last" / "pretrained_model"):
         if (candidate / "config.json").is_file():
             return candidate

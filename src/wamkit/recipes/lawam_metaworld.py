@@ -19,9 +19,7 @@ def lawam_metaworld() -> TrainConfig:
         name="lawam_metaworld",
         model="lawam",
         preset="tiny",
-        dataset=DatasetConfig(
-            holdout_episodes=3,
-        ),
+        dataset=DatasetConfig(holdout_episodes=3),
         stages=(
             StageConfig(
                 name="encoder",
@@ -51,7 +49,7 @@ def lawam_metaworld() -> TrainConfig:
                     cameras=model.cameras,
                     feature_views=1,
                 ),
-                steps=1300,
+                steps=1500,
                 batch_size=32,
                 learning_rate=1e-3,
                 betas=(0.9, 0.95),
