@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 TASKS = ("faucet-open-v3", "faucet-close-v3", "window-open-v3")
 ACTION_NOISE = 0.3
 """Disturbs the expert while it is recorded (its labels stay clean), so that the policy has seen how to come back."""
+HOLD_STEPS = 5
+"""Steps recorded from success on."""
 MAX_STEPS = 250
 """About three times what the expert needs."""
 UNSEEN = 1000
@@ -90,9 +92,10 @@ def demo_config(recordings: Path, arguments: DemoArguments) -> TrainConfig:
 
 def _record(recordings: Path, episodes: int, seed: int) -> str:
     from wamkit.cli.progress import progress_bar
+    from wamkit.cli.train import load_recipe
     from wamkit.envs.recording import record_episodes
 
-    window = demo_config(recordings, arguments).stages[-1].window
+    window = load_recipe(RECIPE).stages[-1].window
     with progress_bar("recording") as progress:
         summary = record_episodes(
             "metaworld",
@@ -102,6 +105,8 @@ def _record(recordings: Path, episodes: int, seed: int) -> str:
             seed=seed,
             resolution=window.resolution,
             cameras=window.cameras,
+            action_noise=ACTION_NOISE,
+            hold_steps=HOLD_STEPS,
             resume=True,
             progress=progress,
         )

@@ -1,0 +1,42 @@
+"""`wam demo --toy`: the whole road of `make demo`, a few steps of everything."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from wamkit.cli.demo import ACTION_NOISE, TASKS, DemoArguments, demo_config
+from wamkit.data.lerobot import LeRobotSource
+
+pytestmark = [pytest.mark.slow, pytest.mark.sim]
+
+
+def test_the_whole_road(tmp_path):
+    from wamkit.cli.demo import run
+
+    output = tmp_path / "demo"
+    assert run(["--toy", "--output_dir", str(output)]) == 0
+
+    evaluation = json.loads((output / "eval.json").read_text())
+    assert set(evaluation["arms"]) == {"policy", "no_op", "random", "blind", "swapped_instruction"}
+    assert all(set(arm["tasks"]) == set(TASKS) for arm in evaluation["arms"].values())
+    imagined = json.loads((output / "imagine.json").read_text())
+    assert imagined["feature_error"]["n"] > 0
+    assert (output / "report.html").stat().st_size > 50_000
+    assert (output / "checkpoints/last/pretrained_model/model.safetensors").is_file()
+
+    trained, unseen = (LeRobotSource(output / name) for name in ("recordings", "recordings_unseen"))
+    assert len(trained.episodes) == 2 * len(TASKS)
+    assert {episode.task for episode in trained.episodes} == {episode.task for episode in unseen.episodes}
+    # The expert was disturbed, its labels were not.
+    assert ACTION_NOISE > 0
+    assert abs(trained.column("action_executed") - trained.column("action")).max() > 0.05
+    first = [source.column("observation.state")[source.episodes[0].rows] for source in (trained, unseen)]
+    assert len(first[0]) != len(first[1]) or abs(first[0] - first[1]).max() > 1e-3
+
+
+def test_the_policy_learns_from_all_that_was_recorded_for_it(tmp_path):
+    config = demo_config(tmp_path / "recordings", DemoArguments(output_dir=tmp_path))
+    assert config.dataset.holdout_episodes == 0
+    assert [stage.name for stage in config.stages] == ["encoder", "latent_action", "policy"]
