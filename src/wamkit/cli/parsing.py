@@ -89,7 +89,7 @@ def parse[Arguments](
                 kind,
                 prog=f"wam {verb}",
                 args=prepared,
-                **({} if default is None else {"default": default}),
+                default=tyro.MISSING_NONPROP if default is None else default,
                 description=about or None,
                 use_underscores=True,
                 config=(tyro.conf.AvoidSubcommands,),
