@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 # Two tasks share one scene, so only the instruction tells them apart; all three move an object along a path by contact,
 # and where the object stands differs from trial to trial.
 TASKS = ("faucet-open-v3", "faucet-close-v3", "window-open-v3")
-ACTION_NOISE = 0.3
-"""Disturbs the expert while it is recorded (its labels stay clean), so that the policy has seen how to come back."""
-HOLD_STEPS = 5
-"""Steps recorded from success on."""
 MAX_STEPS = 250
 """About three times what the expert needs."""
 UNSEEN = 1000
@@ -105,8 +101,6 @@ def _record(recordings: Path, episodes: int, seed: int) -> str:
             seed=seed,
             resolution=window.resolution,
             cameras=window.cameras,
-            action_noise=ACTION_NOISE,
-            hold_steps=HOLD_STEPS,
             resume=True,
             progress=progress,
         )
