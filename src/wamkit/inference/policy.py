@@ -24,6 +24,7 @@ from wamkit.data.normalize import Normalizer
 from wamkit.errors import WamkitError, suggest
 from wamkit.models import registry
 from wamkit.models.base import WorldActionModel
+from wamkit.training.precision import resolve_precision
 from wamkit.training.state import load_pretrained
 from wamkit.types import ActionChunk, Future, Observation
 
@@ -60,7 +61,7 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
     Args:
         path: the folder; a run's folder or a ``checkpoints/<step>`` is followed down to it.
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
-        precision: ``fp32``, ``bf16``, or ``auto`` (bf16 autocast, the precision of training).
+        precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 where the processor computes in it, else fp32.
 
     Raises:
         PolicyError: no checkpoint there, or one without a contract.
@@ -110,7 +111,7 @@ class Policy:
         if precision not in ("auto", "fp32", "bf16"):
             raise PolicyError(f"there is no precision {precision!r}.{suggest(precision, ('auto', 'fp32', 'bf16'))}")
         self.model, self.normalizer, self.contract, self.stage = model, normalizer, contract, stage
-        self._autocast = precision != "fp32"
+        self._autocast = resolve_precision(precision, self.device.type) == "bf16"
 
     @property
     def device(self) -> torch.device:

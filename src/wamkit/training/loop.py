@@ -16,9 +16,10 @@ from wamkit.training.checkpoint import (
     remove_unfinished,
 )
 from wamkit.training.config import TrainConfig
-from wamkit.training.distributed import check_divisible, resolve_precision, start_accelerator
+from wamkit.training.distributed import check_divisible, start_accelerator
 from wamkit.training.errors import TrainingError
 from wamkit.training.log import TrainingLog, make_tracker
+from wamkit.training.precision import resolve_precision
 from wamkit.training.seeding import derive_seed, seed_everything
 from wamkit.training.stage_run import Progress, RunContext, StageRun
 from wamkit.training.stages import StageData, build_model, build_stage_data
