@@ -177,7 +177,15 @@ def toy_config(output_dir: Path, **changes: Any) -> TrainConfig:
             ema_decay=0.9,
             accumulate=2,
         ),
-        StageConfig(name="policy", window=spec, steps=30, batch_size=8, learning_rate=1e-2, schedule="constant"),
+        StageConfig(
+            name="policy",
+            window=spec,
+            steps=30,
+            batch_size=8,
+            learning_rate=1e-2,
+            schedule="constant",
+            optimizer="muon",
+        ),
     )
     defaults: dict[str, Any] = {
         "name": "toy run",

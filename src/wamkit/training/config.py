@@ -24,6 +24,8 @@ class StageConfig:
     batch_size: int
     """Over all processes."""
     learning_rate: float
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the matrices of linear layers, AdamW for the rest (`wamkit.training.muon`)."""
     weight_decay: float = 1e-2
     """Of matrices; biases, norms and other vectors are not decayed."""
     betas: tuple[float, float] = (0.9, 0.999)

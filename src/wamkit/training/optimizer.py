@@ -1,4 +1,4 @@
-"""AdamW over the groups that a model declares, the learning-rate schedule, and the moving average of weights."""
+"""AdamW or Muon over a model's groups, the learning-rate schedule, and the moving average of weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wamkit.training.distributed import full_tensor, local_tensor, set_full_tensor
 from wamkit.training.errors import TrainingError
+from wamkit.training.muon import Muon, linear_matrices
 
 if TYPE_CHECKING:
     from wamkit.training.config import StageConfig
@@ -21,8 +22,16 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def build_optimizer(model: nn.Module, groups: Iterable[Mapping[str, Any]], stage: StageConfig) -> torch.optim.AdamW:
-    """AdamW with one group per (declared group, decayed or not).
+def optimizer_groups(
+    model: nn.Module,
+    groups: Iterable[Mapping[str, Any]],
+    *,
+    stage: str,
+    learning_rate: float,
+    weight_decay: float,
+    muon: bool = False,
+) -> list[dict[str, Any]]:
+    """One optimiser group per (declared group, decayed or not, Muon's or not).
 
     Biases, norms and every other parameter of fewer than two dimensions are never decayed; a group may
     exclude its matrices as well. Frozen parameters are left out.
@@ -31,51 +40,75 @@ def build_optimizer(model: nn.Module, groups: Iterable[Mapping[str, Any]], stage
         model: What is trained; its ``requires_grad`` flags say which parameters are.
         groups: What ``model.parameter_groups(stage)`` returned: ``params``, ``name``, ``lr_scale``,
             ``weight_decay``.
-        stage: Learning rate, betas, eps and weight decay.
+        stage: Its name, for messages.
+        learning_rate: Base rate, which a group's ``lr_scale`` multiplies.
+        weight_decay: Of decayed parameters.
+        muon: The matrices of linear layers form groups of their own, marked ``muon``.
 
     Raises:
         TrainingError: nothing is trained, or the groups miss or repeat a trained parameter.
     """
     trained = trained_parameters(model)
     if not trained:
-        raise TrainingError(
-            f"Stage {stage.name!r} trains no parameter; prepare_stage() must set requires_grad on some."
-        )
+        raise TrainingError(f"Stage {stage!r} trains no parameter; prepare_stage() must set requires_grad on some.")
     names = {parameter: name for name, parameter in trained.items()}
+    matrices = linear_matrices(model) if muon else set()
     seen: set[str] = set()
-    optimizer_groups = []
+    found = []
     for group in groups:
-        for decayed in (True, False):
+        for decayed, orthogonal in ((True, True), (True, False), (False, False)):
             members = []
             for parameter in group["params"]:
                 name = names.get(parameter)
-                if name is None or (parameter.ndim >= 2) is not decayed:
+                if name is None or (parameter.ndim >= 2) is not decayed or (parameter in matrices) is not orthogonal:
                     continue
                 if name in seen:
-                    raise TrainingError(f"Parameter {name!r} is in two parameter groups of stage {stage.name!r}.")
+                    raise TrainingError(f"Parameter {name!r} is in two parameter groups of stage {stage!r}.")
                 seen.add(name)
                 members.append(name)
             if not members:
                 continue
             scale = float(group.get("lr_scale", 1.0))
-            optimizer_groups.append(
+            found.append(
                 {
                     "params": [trained[name] for name in members],
                     "names": members,
-                    "name": f"{group.get('name', 'parameters')}{'' if decayed else '.undecayed'}",
+                    "name": f"{group.get('name', 'parameters')}{_suffix(decayed, orthogonal)}",
+                    "muon": orthogonal,
                     "lr_scale": scale,
-                    "lr": stage.learning_rate * scale,
-                    "weight_decay": stage.weight_decay if decayed and group.get("weight_decay", True) else 0.0,
+                    "lr": learning_rate * scale,
+                    "weight_decay": weight_decay if decayed and group.get("weight_decay", True) else 0.0,
                 }
             )
     missed = [name for name in trained if name not in seen]
     if missed:
         shown = ", ".join(missed[:5]) + (", ..." if len(missed) > 5 else "")
-        raise TrainingError(f"parameter_groups({stage.name!r}) misses trained parameters: {shown}")
-    # The fused kernel is also the fastest on a CPU: one pass over each tensor's memory.
-    return torch.optim.AdamW(
-        optimizer_groups, lr=stage.learning_rate, betas=stage.betas, eps=stage.eps, weight_decay=0.0, fused=True
+        raise TrainingError(f"parameter_groups({stage!r}) misses trained parameters: {shown}")
+    return found
+
+
+def build_optimizer(model: nn.Module, groups: Iterable[Mapping[str, Any]], stage: StageConfig) -> torch.optim.AdamW:
+    """The stage's optimiser over `optimizer_groups`.
+
+    Args:
+        model: What is trained.
+        groups: What ``model.parameter_groups(stage)`` returned.
+        stage: Optimiser, learning rate, betas, eps and weight decay.
+
+    Raises:
+        TrainingError: nothing is trained, or the groups miss or repeat a trained parameter.
+    """
+    muon = stage.optimizer == "muon"
+    found = optimizer_groups(
+        model, groups, stage=stage.name, learning_rate=stage.learning_rate, weight_decay=stage.weight_decay, muon=muon
     )
+    # The fused kernel is also the fastest on a CPU: one pass over each tensor's memory.
+    kind = Muon if muon else torch.optim.AdamW
+    return kind(found, lr=stage.learning_rate, betas=stage.betas, eps=stage.eps, weight_decay=0.0, fused=True)
+
+
+def _suffix(decayed: bool, orthogonal: bool) -> str:
+    return ".matrices" if orthogonal else "" if decayed else ".undecayed"
 
 
 def learning_rate_factor(stage: StageConfig, step: int) -> float:
@@ -118,14 +151,16 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
         TrainingError: the tensors belong to other parameters.
     """
     expected = {name for group in optimizer.param_groups for name in group["names"]}
-    stored = {key.split("/", 2)[1] for key in tensors}
-    if stored and stored != expected:
-        odd = sorted(stored ^ expected)[0]
+    stored: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        _, name, entry = key.split("/", 2)
+        stored.setdefault(name, {})[entry] = value
+    if stored and stored.keys() != expected:
+        odd = sorted(stored.keys() ^ expected)[0]
         raise TrainingError(f"The stored optimiser state is of another model or stage: it disagrees on {odd!r}.")
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            for entry in ("step", "exp_avg", "exp_avg_sq") if stored else ():
-                value = tensors[f"state/{name}/{entry}"]
+            for entry, value in stored.get(name, {}).items():
                 if entry == "step":  # a scalar, kept beside the parameter by the fused kernel
                     optimizer.state[parameter][entry] = value.clone().to(local_tensor(parameter).device)
                 else:
