@@ -143,7 +143,7 @@ def preset(name: str) -> LaWAMConfig:
             cameras=("corner2_near",),
             horizon_s=0.2,
             max_actions=16,
-            noise_draws=4,
+            noise_draws=2,
             trunk_lr_scale=1.0,
         )
     raise WamkitError(f"LaWAM has no preset {name!r}.{suggest(name, ('tiny', 'small', 'paper'))}")
