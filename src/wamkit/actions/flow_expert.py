@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from wamkit.actions.flow_field import VelocityField, integrate
+from wamkit.losses.flow_matching import euler_levels
 from wamkit.nn.adaln import AdaNorm
 from wamkit.nn.attention import Attention, KeysValues
 from wamkit.nn.embodiment_linear import EmbodimentLinear
@@ -168,13 +170,23 @@ class FlowExpert(nn.Module):
         embodiment: Int[Tensor, "B"],
     ) -> Float[Tensor, "B K A"]:
         """Euler integration from noise to an action chunk in ``denoise_steps`` steps."""
-        steps = self.config.denoise_steps
-        levels = torch.linspace(1.0, 0.0, steps + 1, device=noise.device)
+        return integrate(self.field(context, times, valid, embodiment), noise, self.config.denoise_steps)
+
+    def field(
+        self,
+        context: Context,
+        times: Float[Tensor, "B K"],
+        valid: Bool[Tensor, "B K"],
+        embodiment: Int[Tensor, "B"],
+    ) -> VelocityField:
+        """The velocity as a function of chunk and Euler step alone; all else is computed here, once."""
+        levels = euler_levels(self.config.denoise_steps, times.device)
         # All modulations in one pass, before the loop: [steps, E] each.
         modulations = self.modulations(levels[:-1])
         code = self.time_code(times)
-        x = noise.unsqueeze(1)
-        for step in range(steps):
-            now = [modulation[step].expand(noise.shape[0], 1, -1) for modulation in modulations]
-            x = x + self.velocity(x, now, context, code, valid, embodiment) / steps
-        return x.squeeze(1)
+
+        def velocity(x: Float[Tensor, "B K A"], step: int) -> Float[Tensor, "B K A"]:
+            now = [modulation[step].expand(x.shape[0], 1, -1) for modulation in modulations]
+            return self.velocity(x.unsqueeze(1), now, context, code, valid, embodiment).squeeze(1)
+
+        return velocity

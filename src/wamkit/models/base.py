@@ -30,6 +30,8 @@ class Capabilities:
     """Whether `imagine` can be given actions or latent actions."""
     trains_action_free: bool
     """Whether some stage learns from windows without actions."""
+    inpaints_actions: bool = False
+    """Whether `inpaint` can continue a chunk: flow and diffusion decoders whose velocity can be differentiated."""
 
 
 class ParameterGroup(TypedDict):
@@ -80,6 +82,38 @@ class WorldActionModel(nn.Module):
         generator: torch.Generator | None = None,
     ) -> ActionChunk:
         """The action chunk for an observation, in normalised units."""
+
+    def inpaint(
+        self,
+        observation: Observation,
+        known: Float[Tensor, "B K A"],
+        weights: Float[Tensor, "B K A"],
+        *,
+        noise: Float[Tensor, "B K A"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> ActionChunk:
+        """As `act`, but agreeing with a known plan as far as the weights say (see `wamkit.actions.flow_field`).
+
+        Args:
+            observation: The present.
+            known: Normalised actions of the old plan, aligned with the new chunk; in `action_noise_shape`.
+            weights: In [0, 1], by element; 0 leaves it to the decoder.
+            noise: See `act`.
+            generator: See `act`.
+
+        Raises:
+            WamkitError: the model cannot; its capabilities say so.
+        """
+        raise WamkitError(
+            f"{self.name} cannot in-paint actions (capabilities.inpaints_actions is False): "
+            "execute it with Asynchronous."
+        )
+
+    def executed(self, actions: Float[Tensor, "B n A"]) -> None:
+        """What was executed since the last `act`, normalised: what a causal model feeds its cache with.
+
+        Models without a memory of their own need none of it, so the default does nothing.
+        """
 
     @abstractmethod
     def imagine(self, observation: Observation, actions: Float[Tensor, "B K A"] | None = None) -> Future:

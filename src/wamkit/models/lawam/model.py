@@ -5,7 +5,7 @@ p(a, u_T, z | o, l) = p(z | o, l) . LaWM(u_T | u, z) . p(a | o, l, u, u_T)   (La
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from wamkit.actions.flow_expert import AlternatingBlock, Context, FlowExpert
+from wamkit.actions.flow_field import VelocityField, inpainting, integrate
 from wamkit.data.augment import random_shift
 from wamkit.dynamics.latent_action import LatentActionModel, Posterior
 from wamkit.encoders.base import VisualEncoder
@@ -54,6 +55,7 @@ class LaWAM(WorldActionModel):
         imagines=("features",),
         action_conditioned=True,
         trains_action_free=True,
+        inpaints_actions=True,
     )
 
     def __init__(self, config: LaWAMConfig) -> None:
@@ -339,11 +341,43 @@ class LaWAM(WorldActionModel):
         intention = self.intend(observation)
         if subgoal is not None:
             intention = intention._replace(subgoal=subgoal)
+        return self._decode(observation, intention, noise, generator)
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        observation: Observation,
+        known: Float[Tensor, "B K A"],
+        weights: Float[Tensor, "B K A"],
+        *,
+        noise: Float[Tensor, "B K A"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> ActionChunk:
+        """The action expert's field, guided towards the known plan; nothing before the expert differs from `act`."""
+        levels = flow_matching.euler_levels(self.config.action.denoise_steps).tolist()
+        return self._decode(
+            observation,
+            self.intend(observation),
+            noise,
+            generator,
+            through=lambda field: inpainting(field, known, weights, levels),
+        )
+
+    def _decode(
+        self,
+        observation: Observation,
+        intention: Intention,
+        noise: Float[Tensor, "B K A"] | None,
+        generator: torch.Generator | None,
+        through: Callable[[VelocityField], VelocityField] = lambda field: field,
+    ) -> ActionChunk:
+        """Noise to actions along the expert's field, or along what ``through`` makes of it."""
         times, valid = self.chunk_times(observation.rate_hz)
         if noise is None:
             shape = (observation.batch_size, *self.action_noise_shape)
             noise = torch.randn(shape, generator=generator, device=times.device)
-        actions = self.flow.sample(noise, self._context(intention), times, valid, observation.embodiment)
+        field = through(self.flow.field(self._context(intention), times, valid, observation.embodiment))
+        actions = integrate(field, noise, self.config.action.denoise_steps)
         return ActionChunk(actions=actions.float(), times=times, valid=valid)
 
     @torch.no_grad()
