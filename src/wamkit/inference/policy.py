@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wamkit.actions.flow_field import soft_mask
 from wamkit.configuration import from_dict
 from wamkit.data.contract_terms import BodyContract, Contract
 from wamkit.data.embodiments import embodiment_id
@@ -204,6 +205,78 @@ class Policy:
         chunk = self.act(observations, seeds=seeds)
         steps = int(chunk.valid.sum(dim=1).min())
         return chunk.actions[:, :steps].numpy()
+
+    def inpaint(
+        self,
+        observations: Sequence[Mapping[str, Any]],
+        previous: Sequence[np.ndarray | None],
+        delays: Sequence[int],
+        *,
+        embodiment: str | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> ActionChunk:
+        """As `act`, but each chunk goes on from a plan under way (real-time chunking, `wamkit.actions.flow_field`).
+
+        Args:
+            observations: LeRobot's keys, one mapping for each sample.
+            previous: The plan from the observation on, physical units, [M, A] with M at most the chunk's length; None
+                for a sample without a plan.
+            delays: How many rows of it will be executed in any case; these begin the new chunk unchanged.
+            embodiment: See `act`.
+            seeds: See `act`.
+
+        Raises:
+            PolicyError: a plan or a delay does not fit.
+            WamkitError: the model cannot in-paint.
+        """
+        batch = self.observation(observations, embodiment=embodiment)
+        body, shape = self.body(embodiment), self.model.action_noise_shape
+        if shape is None or not self.model.capabilities.inpaints_actions:
+            raise PolicyError(f"{self.model.name} cannot in-paint actions: execute it with Asynchronous instead.")
+        if not len(observations) == len(previous) == len(delays):
+            raise PolicyError(f"{len(observations)} observations need as many plans and delays.")
+        known, weights = torch.zeros(len(previous), *shape), torch.zeros(len(previous), *shape)
+        plans: list[Tensor | None] = []
+        for index, (plan, delay) in enumerate(zip(previous, delays, strict=True)):
+            rows = 0 if plan is None else len(plan)
+            if rows > shape[0] or not 0 <= delay <= rows:
+                raise PolicyError(
+                    f"a plan of {rows} actions, {delay} of them frozen, does not fit a chunk of {shape[0]}: "
+                    "give what is left of the last chunk, and a delay within it"
+                )
+            plans.append(None if plan is None else torch.from_numpy(np.array(plan, np.float32)))
+            if plan is not None and rows:
+                normalised = self.normalizer.normalize_action(plans[-1], body.statistics)
+                known[index, :rows, : normalised.shape[-1]] = normalised
+                weights[index, :, : normalised.shape[-1]] = soft_mask(rows, delay, shape[0])[:, None]
+        noise = self._noise(len(observations), seeds)
+        # Not inference mode: the guidance differentiates the decoder.
+        with torch.no_grad(), self._precision():
+            chunk = self.model.inpaint(batch, known.to(self.device), weights.to(self.device), noise=noise)
+        actions = self.normalizer.unnormalize_action(chunk.actions.cpu().float(), body.statistics)
+        for index, (plan, delay) in enumerate(zip(plans, delays, strict=True)):
+            if plan is not None:
+                actions[index, :delay] = plan[:delay]
+        return ActionChunk(actions=actions, times=chunk.times.cpu(), valid=chunk.valid.cpu())
+
+    def inpaint_batch(
+        self,
+        observations: Sequence[Mapping[str, Any]],
+        previous: Sequence[np.ndarray | None],
+        delays: Sequence[int],
+        *,
+        seeds: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """As `inpaint`, as a float32 array [B, K, A] holding the valid actions only."""
+        chunk = self.inpaint(observations, previous, delays, seeds=seeds)
+        steps = int(chunk.valid.sum(dim=1).min())
+        return chunk.actions[:, :steps].numpy()
+
+    def executed(self, actions: np.ndarray, *, embodiment: str | None = None) -> None:
+        """Tell a causal model what was executed since its last chunk, [n, A] in physical units."""
+        array = torch.from_numpy(np.array(actions, np.float32))
+        normalised = self.normalizer.normalize_action(array, self.body(embodiment).statistics)
+        self.model.executed(normalised[None].to(self.device))
 
     def imagine(
         self,
