@@ -225,6 +225,24 @@ def test_chosen_episodes_are_filmed(tmp_path):
         assert pictures[-1].mean() > pictures[0].mean() + 30  # the point moved on
 
 
+def test_failures_are_kept_whichever_trial(tmp_path):
+    episodes = rollout(
+        [ExpertArm(), NoOpArm()],
+        TASKS,
+        FakeFactory(),
+        tmp_path,
+        RolloutSettings(n_episodes=2, workers=1, batch_size=2),
+        videos=VideoSettings(trials=0, failures_of=("expert", "no_op"), every=2, resolution=32),
+    )
+    filmed = {(e["arm"], e["task"], e["trial"]) for e in episodes if "video" in e}
+    failed = {(e["arm"], e["task"], e["trial"]) for e in episodes if not e["success"]}
+    assert filmed == failed
+    assert {arm for arm, _, _ in failed} == {"no_op"}  # the expert succeeds, and its videos are gone
+    assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == sorted(
+        Path(e["video"]).name for e in episodes if "video" in e
+    )
+
+
 def test_arguments_that_cannot_be(tmp_path):
     with pytest.raises(EvaluationError, match="each arm once"):
         rollout([NoOpArm(), NoOpArm()], TASKS, FakeFactory(), tmp_path)

@@ -40,7 +40,7 @@ class EvalFlags:
     timeout_s: float = 60.0
     """A simulator that says nothing for so long is killed and its episodes are run again, and counted."""
     videos: int = 2
-    """Trials of each arm and task to film for the report; 0 for none."""
+    """Trials of each arm and task to film for the report, beside the policy's failures; 0 for no film at all."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def evaluate(arguments: EvalArguments) -> str:
             make,
             arguments.output_dir,
             settings,
-            videos=VideoSettings(trials=flags.videos) if flags.videos else None,
+            videos=VideoSettings(trials=flags.videos, failures_of=("policy",)) if flags.videos else None,
             resume=arguments.resume,
             progress=progress,
         )

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -20,15 +21,19 @@ class VideoSettings:
     """The first so many trials of each arm and task."""
     arms: tuple[str, ...] | None = None
     """Only these arms; None for all."""
+    failures_of: tuple[str, ...] = ()
+    """Arms whose failed episodes are kept as well, whichever trial; the others of theirs are filmed for nothing."""
     every: int = 4
     """Steps between pictures."""
     resolution: int = 192
     camera: str | None = None
     """None for the environment's primary camera."""
 
-    def wants(self, arm: str, trial_position: int) -> bool:
-        """Whether the episode at this place in the list of trials is filmed."""
-        return trial_position < self.trials and (self.arms is None or arm in self.arms)
+    def kept(self, arm: str, trial_position: int) -> Literal["always", "if failed", "never"]:
+        """Whether the video of the episode at this place in the list of trials is kept."""
+        if trial_position < self.trials and (self.arms is None or arm in self.arms):
+            return "always"
+        return "if failed" if arm in self.failures_of else "never"
 
 
 class EpisodeVideo:

@@ -262,7 +262,8 @@ class _Evaluation:
 
     def _job(self, episode: _Episode) -> Job:
         arm, video = episode.arm, None
-        if self.videos is not None and self.videos.wants(arm.name, episode.position):
+        kept = "never" if self.videos is None else self.videos.kept(arm.name, episode.position)
+        if self.videos is not None and kept != "never":
             video = (self.log.output_dir / self._video_name(episode), self.videos)
         return Job(
             task=episode.task,
@@ -272,6 +273,7 @@ class _Evaluation:
             actor=arm if isinstance(arm, ActorArm) else None,
             images=isinstance(arm, PolicyArm) and arm.needs_images,
             video=video,
+            keep_success=kept == "always",
         )
 
     @staticmethod
@@ -320,12 +322,12 @@ class _Evaluation:
 
     def _finish(self, episode: _Episode, result: dict[str, Any]) -> None:
         arm, task, trial = episode.key
-        seconds = result.pop("seconds")
+        seconds, filmed = result.pop("seconds"), result.pop("filmed")
         record = {"arm": arm, "task": task, "trial": trial, "seed": self.settings.seed, **result}
         record |= {"seconds": seconds, "retries": episode.retries}
         if isinstance(episode.arm, PolicyArm):
             record |= {"replans": episode.replans, **episode.arm.notes(task, trial)}
-        if self.videos is not None and self.videos.wants(arm, episode.position):
+        if filmed:
             record["video"] = self._video_name(episode)
         self.log.append(record)
         if self.progress is not None:

@@ -57,6 +57,8 @@ class Job:
     images: bool
     """Whether the observations sent to the main process have pictures."""
     video: tuple[Path, VideoSettings] | None
+    keep_success: bool = True
+    """Whether the video of a success is kept."""
 
 
 @dataclass
@@ -118,10 +120,11 @@ class _Worker:
             running.video.look(running.env, running.steps, last=ended)
         if not ended:
             return False
-        result = {"success": success, "steps": running.steps}
+        result: dict[str, Any] = {"success": success, "steps": running.steps}
         if running.job.actor is None:
             result["path"] = running.path
-        if running.video is not None:
+        result["filmed"] = running.video is not None and (running.job.keep_success or not success)
+        if running.video is not None and result["filmed"]:
             running.video.save(running.env.description.rate_hz)
         result["seconds"] = round(time.perf_counter() - running.started, 3)
         del self.running[slot]
