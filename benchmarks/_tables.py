@@ -74,7 +74,28 @@ def recordings(result: dict[str, Any]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
-TABLES = {"mixed_frequency": closed_loop, "ablation": closed_loop, "recordings": recordings}
+def encoders(result: dict[str, Any]) -> list[str]:
+    """R2 of hand and object by task, mean and range over seeds."""
+    tasks = list(result["frames"])
+    lines = ["| encoder | " + " | ".join(f"{task}: hand, object" for task in tasks) + " | all |"]
+    lines.append("|" + "---|" * (len(tasks) + 2))
+    kinds = ("end_effector", "object")
+
+    def spread(values: list[float]) -> str:
+        return f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+    for name, seeds in result["encoders"].items():
+        rows = list(seeds.values())
+        cells = [
+            ", ".join(f"{sum(row['tasks'][task][kind]['r2'] for row in rows) / len(rows):.3f}" for kind in kinds)
+            for task in tasks
+        ]
+        cells.append(", ".join(spread([row[kind] for row in rows]) for kind in kinds))
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return lines
+
+
+TABLES = {"encoders": encoders, "mixed_frequency": closed_loop, "ablation": closed_loop, "recordings": recordings}
 
 
 def table(name: str) -> str:

@@ -155,6 +155,18 @@ def test_recordings_run(tmp_path, capsys, test_data):
     assert [episode.length for episode in source.episodes] == [53, 53, 53]  # 3.5 s at 15 Hz, both ends included
 
 
+@pytest.mark.usefixtures("rendering")
+def test_encoders_are_compared(tmp_path, capsys):
+    benchmark("encoders").main(["--toy", "--json", "--output_dir", str(tmp_path)])
+    result = last_line(capsys)
+    assert set(result["encoders"]) == {"random_weights", "masked_autoencoder", "joint_embedding"}
+    for seeds in result["encoders"].values():
+        (row,) = seeds.values()
+        assert row["end_effector"] <= 1
+        assert row["tasks"]["faucet-open-v3"]["object"]["episodes"] == 3
+    assert any("joint_embedding" in line for line in benchmark("_tables").encoders(result))
+
+
 def test_the_page_says_what_the_results_say():
     tables = benchmark("_tables")
     assert tables.page(tables.PAGE.read_text()) == tables.PAGE.read_text(), "run python benchmarks/_tables.py"
