@@ -1,0 +1,1 @@
+"""A policy as a server that openpi's clients understand: wire format, sessions, batching, metrics."""

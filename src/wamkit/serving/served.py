@@ -1,0 +1,203 @@
+"""What a server needs of a policy, and a wamkit policy as that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from wamkit.errors import WamkitError, suggest
+from wamkit.serving.batching import Item
+from wamkit.serving.requests import RequestFormat
+
+if TYPE_CHECKING:
+    from wamkit.data.contract_terms import BodyContract
+    from wamkit.inference.policy import Policy
+
+
+class Served(Protocol):
+    """A policy as the server sees it. Only `act` runs on the inference thread; the rest must be quick."""
+
+    @property
+    def request_format(self) -> RequestFormat:
+        """The observation that it takes."""
+        ...
+
+    def metadata(self) -> dict[str, Any]:
+        """What a client is told of it, beside the observation: at least ``action``, ``rate_hz`` and ``chunk``."""
+        ...
+
+    def violations(self, observation: Mapping[str, Any], robot: Mapping[str, Any]) -> list[str]:
+        """Where a session's first observation, and what its client says of the robot, break the policy's contract."""
+        ...
+
+    def remember(self) -> Any:
+        """A new session's memory, passed back with each of its items; None for a policy without one.
+
+        `act` may change it, and only once it has the item's actions: a batch that failed is run again one by one.
+        """
+        ...
+
+    def act(self, items: Sequence[Item]) -> Sequence[np.ndarray]:
+        """Physical actions, float [K, A] for each item; what is sampled depends on the item's seed alone."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobotDescription:
+    """A robot as `wamkit.data.contract.check` compares it: what the client says, else what the policy was trained on.
+
+    The client's words are the request's ``robot``: ``embodiment``, ``rate_hz``, ``state_names``, ``action_names``,
+    ``action_low`` and ``action_high``, each optional.
+    """
+
+    cameras: Mapping[str, tuple[int, int]]
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    rate_hz: float
+    embodiment: str
+
+    @classmethod
+    def of(
+        cls, robot: Mapping[str, Any], body: BodyContract, cameras: Mapping[str, tuple[int, int]]
+    ) -> RobotDescription:
+        """The description of a client's robot.
+
+        Raises:
+            WamkitError: ``robot`` holds an unknown word, or a value of another type.
+        """
+        known: dict[str, Any] = {
+            "embodiment": body.embodiment,
+            "rate_hz": body.rate_hz,
+            "state_names": body.state.names if body.state else (),
+            "action_names": body.action.names if body.action else (),
+            "action_low": (),
+            "action_high": (),
+        }
+        for word, value in robot.items():
+            if word not in known:
+                raise WamkitError(f"'robot' has no {str(word)[:40]!r}.{suggest(str(word)[:40], known)}")
+            known[word] = _word(word, value)
+        if len(known["action_low"]) != len(known["action_high"]):
+            raise WamkitError("'robot' must give action_low and action_high, one number for each dimension.")
+        return cls(cameras=cameras, **known)
+
+
+class ServedPolicy:
+    """A `wamkit.inference.policy.Policy` for the server: one embodiment, physical units, a seed for each sample.
+
+    Args:
+        policy: Loaded from a checkpoint. Anything with its ``act``, ``body``, ``cameras`` and ``contract`` will do.
+        embodiment: Which robot, where the policy was trained on several.
+        facts: More to tell clients, such as the checkpoint's hash.
+
+    Raises:
+        PolicyError: The policy was not trained on that embodiment, or on several and none is named.
+        WamkitError: It was trained without actions.
+    """
+
+    def __init__(
+        self, policy: Policy, *, embodiment: str | None = None, facts: Mapping[str, Any] | None = None
+    ) -> None:
+        from wamkit.data.contract import check  # imports a data set's whole stack: now, not at the first request
+
+        self._policy, self._facts, self._compare = policy, dict(facts or {}), check
+        self._body = policy.body(embodiment)
+        if self._body.action is None:
+            raise WamkitError("this policy was trained without actions, so it cannot act: train its policy stage.")
+        self._action = self._body.action
+        sizes = {camera.name: camera.size for camera in self._body.cameras}
+        sizes = dict(policy.contract.cameras) | sizes
+        self._format = RequestFormat(
+            cameras={camera: (sizes[camera][0], sizes[camera][1]) for camera in policy.cameras},
+            state_names=self._body.state.names if self._body.state is not None else (),
+            action_dim=len(self._action.names),
+            inpaints=policy.model.capabilities.inpaints_actions,
+        )
+        # The first run is slow and says how long a chunk is; no client should wait for it.
+        (self._chunk,) = self.act([Item(observation=self._blank(), seed=0)])
+
+    @property
+    def request_format(self) -> RequestFormat:
+        """The observation that it takes."""
+        return self._format
+
+    def metadata(self) -> dict[str, Any]:
+        """See `Served`."""
+        body, action = self._body, self._action
+        length = len(self._chunk)
+        ranges = {"q01": list(action.low), "q99": list(action.high)}
+        if action.bounds is not None:
+            ranges |= {"low": [low for low, _ in action.bounds], "high": [high for _, high in action.bounds]}
+        return {
+            "model": self._policy.model.name,
+            "embodiment": body.embodiment,
+            "action": {
+                "shape": list(self._chunk.shape),
+                "dtype": "float32",
+                "names": list(action.names),
+                "normalised": False,
+                **ranges,
+            },
+            "rate_hz": body.rate_hz,
+            "chunk": {"length": length, "seconds": length / body.rate_hz, "inpaints": self._format.inpaints},
+        } | self._facts
+
+    def violations(self, observation: Mapping[str, Any], robot: Mapping[str, Any]) -> list[str]:
+        """See `Served`; one picture of each camera is enough to see that it hangs upside down."""
+        pictures = {camera: observation[f"observation.images.{camera}"][None] for camera in self._format.cameras}
+        described = RobotDescription.of(robot, self._body, self._format.cameras)
+        return [str(violation) for violation in self._compare(self._policy.contract, described, pictures)]
+
+    def remember(self) -> None:
+        """Today's models look at one observation: no session has a past."""
+
+    def act(self, items: Sequence[Item]) -> list[np.ndarray]:
+        """See `Served`; requests with a plan to go on from make a batch of their own."""
+        actions: dict[int, np.ndarray] = {}
+        for goes_on in (False, True):
+            chosen = [index for index, item in enumerate(items) if (item.previous is not None) is goes_on]
+            if not chosen:
+                continue
+            observations = [items[index].observation for index in chosen]
+            options: dict[str, Any] = {
+                "embodiment": self._body.embodiment,
+                "seeds": [items[index].seed for index in chosen],
+            }
+            if goes_on:
+                plans, delays = [items[i].previous for i in chosen], [items[i].delay for i in chosen]
+                chunk = self._policy.inpaint(observations, plans, delays, **options)
+            else:
+                chunk = self._policy.act(observations, **options)
+            for index, row, valid in zip(chosen, chunk.actions, chunk.valid, strict=True):
+                actions[index] = row[valid].numpy()
+        return [actions[index] for index in range(len(items))]
+
+    def _blank(self) -> dict[str, Any]:
+        blank: dict[str, Any] = {
+            f"observation.images.{camera}": np.zeros((*size, 3), np.uint8)
+            for camera, size in self._format.cameras.items()
+        }
+        if self._body.state is not None:
+            blank["observation.state"] = np.asarray(self._body.state.mean, np.float32)
+        return blank | {"task": ""}
+
+
+def _word(word: str, value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if word == "embodiment":
+        fits = isinstance(value, str)
+    elif word == "rate_hz":
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6
+    else:
+        kind = str if word.endswith("names") else int | float
+        fits = isinstance(value, list | tuple) and len(value) <= 4096 and all(isinstance(item, kind) for item in value)
+        value = tuple(value) if fits else value
+    if not fits:
+        raise WamkitError(f"'robot' says {word}={str(value)[:60]!r}, which is none.")
+    return value
