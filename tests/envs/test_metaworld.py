@@ -190,3 +190,47 @@ def test_without_rendering_libraries_physics_runs_and_pictures_say_what_to_insta
     with pytest.raises(RenderingError, match="apt-get install libegl1"):
         env.observe()
     env.close()
+
+
+@pytest.mark.parametrize("task", ["faucet-open-v3", "faucet-close-v3", "window-open-v3"])
+def test_a_fixture_moves_with_its_goal_and_comes_back_at_reset(task):
+    env = make_env("metaworld", task)
+    env.reset_trial(0, render=False)
+    first = state_of(env)
+    for _ in range(20):
+        env.step_action(env.expert_action(), render=False)
+    before = env.privileged_state()
+    env.displace_fixture(np.array([0.1, 0.0, 0.0]))
+    after = env.privileged_state()
+    for name in ("object_positions", "goal"):
+        moved = (after[name] - before[name]).reshape(-1, 3)
+        np.testing.assert_allclose(moved, np.broadcast_to([0.1, 0.0, 0.0], moved.shape), atol=1e-5)
+    success = truncated = False
+    while not (success or truncated):  # the expert sees where it went
+        _, success, truncated = env.step_action(env.expert_action(), render=False)
+    assert success
+    env.reset_trial(0, render=False)
+    np.testing.assert_array_equal(state_of(env), first)
+    env.close()
+
+
+def test_only_a_placed_fixture_can_be_moved():
+    env = make_env("metaworld", "pick-place-v3")
+    with pytest.raises(EnvError, match="reset_trial"):
+        env.displace_fixture(np.zeros(3))
+    env.reset_trial(0, render=False)
+    with pytest.raises(EnvError, match="places no single fixture"):
+        env.displace_fixture(np.zeros(3))
+    env.close()
+
+
+@needs_rendering
+def test_light_falls_and_comes_back_at_reset():
+    env = make_env("metaworld", "faucet-open-v3", resolution=32)
+    env.reset_trial(0, render=False)
+    bright = env.render_frame()
+    env.set_light(0.4)
+    assert 0.2 < env.render_frame().mean() / bright.mean() < 0.7
+    env.reset_trial(0, render=False)
+    np.testing.assert_array_equal(env.render_frame(), bright)
+    env.close()

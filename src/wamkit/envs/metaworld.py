@@ -101,6 +101,9 @@ class MetaWorldEnvironment(Environment):
             for name, value in vars(self._sim).items()
             if name not in {"model", "data", "mujoco_renderer", "_ezpickle_args", "_ezpickle_kwargs"}
         }
+        lamps = [(self._sim.model, name) for name in ("light_ambient", "light_diffuse", "light_specular")]
+        lamps += [(self._sim.model.vis.headlight, name) for name in ("ambient", "diffuse", "specular")]
+        self._lights = [(owner, name, getattr(owner, name).copy()) for owner, name in lamps]
         self._raw: np.ndarray | None = None
         self._steps = 0
 
@@ -118,6 +121,7 @@ class MetaWorldEnvironment(Environment):
         for name, value in self._pristine_model.items():
             getattr(sim.model, name)[:] = value
         vars(sim).update(copy.deepcopy(self._pristine))
+        self.set_light(1.0)
         self._mujoco.mj_resetData(sim.model, sim.data)
         # Some tasks draw again until objects lie apart. So the draw is made once by the task itself, and then frozen
         # for MetaWorld's reset, which resets the model twice.
@@ -184,6 +188,39 @@ class MetaWorldEnvironment(Environment):
             position=_CORNER2_NEAR if near else None,
             hangs=camera in _HANGING,
         )
+
+    # ---- changes of the scene under way, for tests of what should notice them; a reset takes them back --------------
+
+    def displace_fixture(self, offset: np.ndarray) -> None:
+        """Move what the task is about, and its goal with it, while the episode runs.
+
+        Args:
+            offset: [3], metres in the world's frame.
+
+        Raises:
+            EnvError: this task places no fixture (its object lies free), or no episode has begun.
+        """
+        if self._raw is None:
+            raise EnvError("Call reset_trial (or reset) before moving anything.")
+        model = self._sim.model
+        placed = np.flatnonzero((model.body_pos != self._pristine_model["body_pos"]).any(axis=1))
+        if len(placed) != 1:
+            raise EnvError(
+                f"{self._spec.task} places no single fixture: choose a task with a faucet, window, door, ..."
+            )
+        offset = np.asarray(offset, np.float64)
+        model.body_pos[placed[0]] += offset
+        self._sim._target_pos = self._sim._target_pos + offset
+        # Markers of the goal that hang on the world and not on the fixture.
+        marked = (model.site_pos != self._pristine_model["site_pos"]).any(axis=1) & (model.site_bodyid == 0)
+        model.site_pos[marked] += offset
+        self._mujoco.mj_forward(model, self._sim.data)
+        self._raw = self._sim._get_obs()
+
+    def set_light(self, brightness: float) -> None:
+        """Scale every light of the scene: 1 is as built, 0 is dark."""
+        for owner, name, value in self._lights:
+            getattr(owner, name)[:] = brightness * value
 
     def close(self) -> None:
         """Free the renderers and the simulator."""
