@@ -95,7 +95,73 @@ def encoders(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-TABLES = {"encoders": encoders, "mixed_frequency": closed_loop, "ablation": closed_loop, "recordings": recordings}
+def number(entry: dict[str, Any] | None, digits: int = 1) -> str:
+    if entry is None:
+        return ""
+    low, high = entry["ci95"]
+    return f"{entry['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def reaction(result: dict[str, Any]) -> list[str]:
+    """A row for each executor and latency, then the paired tests."""
+    limits = [str(limit) for limit in result["deadlines_steps"]]
+    heads = ["executor", "latency, chunks", *(f"success within {limit} steps" for limit in limits)]
+    heads += ["s to success", "jerk, m/s³", "holding, %", "n"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for cell in result["cells"]:
+        row = [f"`{cell['executor']}`", f"{cell['latency_chunks']:g}"]
+        row += [percent(cell["success"][limit]) for limit in limits]
+        row += [number(cell["seconds_to_success"], 2), number(cell["jerk"]), f"{100 * cell['held_share']:.0f}"]
+        lines.append("| " + " | ".join([*row, str(cell["success"][limits[0]]["n"])]) + " |")
+    lines += ["", "| difference | within | points | McNemar p |", "|---|---|---|---|"]
+    for line in result["comparisons"]:
+        low, high = (100 * end for end in line["ci95"])
+        lines.append(
+            f"| `{line['arm']}` - `{line['baseline']}` | {line['deadline_steps']} steps "
+            f"| {100 * line['difference']:+.1f} [{low:+.1f}, {high:+.1f}] | {line['p_value']:.2g} |"
+        )
+    return lines
+
+
+def monitor(result: dict[str, Any]) -> list[str]:
+    """A row for each fault: how well, how often and how late it is noticed, and what the hand-over is worth."""
+    kinds = list(result["calibration"]["thresholds"])
+    heads = ["fault", *(f"AUROC, {kind}" for kind in kinds), "alarms, %", "delay, s (quartiles)"]
+    heads += ["success alone, %", "with hand-over, %", "difference", "n"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for row in result["rows"]:
+        low, high = (100 * end for end in row["comparison"]["ci95"])
+        tail = [percent(row["success_alone"]), percent(row["success_hand_over"])]
+        tail += [f"{100 * row['comparison']['difference']:+.0f} [{low:+.0f}, {high:+.0f}]"]
+        tail += [str(row["success_alone"]["n"])]
+        if row["fault"] == "clean":
+            shown = [
+                f"{name}: {percent(row[f'alarms_{name}'])}"
+                for name in ("successful", "failed")
+                if row[f"alarms_{name}"]
+            ]
+            lines.append("| " + " | ".join(["none", *("" for _ in kinds), "; ".join(shown), "", *tail]) + " |")
+            continue
+        areas = [
+            f"{area['auroc']:.2f} [{area['ci95'][0]:.2f}, {area['ci95'][1]:.2f}]" if area else ""
+            for area in (row["auroc"][kind] for kind in kinds)
+        ]
+        found = percent(row["detected"]) if row["detected"] else ""
+        delay, quartiles = "", row["delay_s"]
+        if quartiles:
+            delay = f"{quartiles['0.5']:.2f} ({quartiles['0.25']:.2f} to {quartiles['0.75']:.2f})"
+        lines.append("| " + " | ".join([row["fault"].replace("_", " "), *areas, found, delay, *tail]) + " |")
+    return lines
+
+
+TABLES = {
+    "encoders": encoders,
+    "mixed_frequency": closed_loop,
+    "ablation": closed_loop,
+    "recordings": recordings,
+    "reaction": reaction,
+    "monitor": monitor,
+}
 
 
 def table(name: str) -> str:
