@@ -39,3 +39,11 @@ export UV_PYTHON_DOWNLOADS UV_CACHE_DIR UV_HTTP_TIMEOUT
         "it continues where it stopped." >&2
     exit 1
 }
+case ",$extras," in
+*,dev,*) # openpi's client, for the server's tests: without its pins, see pyproject.toml
+    .venv/bin/uv pip install --quiet --python "$python" --constraint constraints.txt --no-deps --group openpi || {
+        echo "wamkit: openpi-client could not be installed (see above); run make again, it continues where it stopped." >&2
+        exit 1
+    }
+    ;;
+esac
