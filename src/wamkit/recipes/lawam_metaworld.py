@@ -34,7 +34,7 @@ def lawam_metaworld() -> TrainConfig:
                 name="latent_action",
                 # Two augmented views (LaWAM C.5): the encoder infers in one, LaWM predicts in the other.
                 window=WindowSpec(frame_offsets_s=horizon, cameras=model.cameras, feature_views=2),
-                steps=400,
+                steps=300,
                 batch_size=32,
                 learning_rate=1e-3,
                 betas=(0.9, 0.95),
@@ -49,7 +49,7 @@ def lawam_metaworld() -> TrainConfig:
                     cameras=model.cameras,
                     feature_views=1,
                 ),
-                steps=900,
+                steps=500,
                 batch_size=32,
                 learning_rate=1e-3,
                 # Needs about half the steps of AdamW to the same loss (docs/log.md).
