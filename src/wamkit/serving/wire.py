@@ -41,7 +41,7 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(message: bytes) -> Any:
-    """What `pack`, or openpi's client, packed; arrays are read-only views of the message.
+    """What `pack`, or openpi's client, packed.
 
     Raises:
         WireError: It is not msgpack, is cut off, goes on after its end, or holds an array that contradicts itself.
@@ -90,7 +90,7 @@ def decode_jpeg(data: bytes, size: tuple[int, int]) -> np.ndarray:
                 raise WireError(f"the JPEG is {image.height}x{image.width}, not {size[0]}x{size[1]}.")
             if image.mode != "RGB":
                 raise WireError(f"the JPEG holds {image.mode}, not RGB.")
-            return np.asarray(image)
+            return np.array(image)
     except UnidentifiedImageError as error:
         raise WireError("these bytes are no JPEG; send an array uint8 [H, W, 3] or the bytes of a JPEG.") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow says of damage
@@ -134,7 +134,8 @@ def _array(found: dict[Any, Any]) -> np.ndarray:
     if math.prod(shape) * dtype.itemsize != len(data):
         raise WireError(f"an array in the message says {list(shape)} of {dtype} and holds {len(data)} bytes.")
     array = np.frombuffer(data, dtype) if data else np.empty(0, dtype)
-    return array.reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    # A copy, because what lies in the message is read-only, which torch warns of.
+    return array.reshape(shape).astype(dtype.newbyteorder("="))
 
 
 def _dtype(name: Any) -> np.dtype:
