@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("train", "run a recipe: every stage of a model, resumable"),
     "eval": ("evaluate", "closed-loop success with intervals and control arms"),
     "imagine": ("imagine", "measure what a world model imagines on held-out episodes"),
+    "serve": ("serve", "serve a policy to robots, over openpi's websocket protocol"),
     "bench": ("bench", "latency, loader and rendering speed on this machine"),
     "check": ("check", "compare a policy's contract with a data set or an environment"),
     "report": ("report", "write report.html from a run's results"),
