@@ -73,12 +73,11 @@ def encode_images(
         patches: pixels of each patch in Qwen's order.
         grid: patches in height and width.
     """
-    shape = torch.tensor([[1, *grid]])
     # The convolution's kernel is the whole patch: as a matrix product it is faster, above all backward.
     kernel = visual.patch_embed.proj
     x = nn.functional.linear(patches, kernel.weight.flatten(1), kernel.bias)
-    x = x + visual.fast_pos_embed_interpolate(shape)
-    rotary = visual.rot_pos_emb(shape)
+    x = x + _position_embedding(visual, grid)
+    rotary = _rotary_angle(visual, grid)
     angle = torch.cat((rotary, rotary), dim=-1)
     positions = (angle.cos(), angle.sin())
     deepstack = []
@@ -92,3 +91,40 @@ def encode_images(
 
 def _merge(merger: nn.Module, x: Float[Tensor, "n T D"]) -> Float[Tensor, "n M E"]:
     return merger(x.flatten(0, 1)).unflatten(0, (x.shape[0], -1))
+
+
+def _in_blocks(table: Float[Tensor, "h w D"]) -> Float[Tensor, "T D"]:
+    """Rows and columns in Qwen's patch order: blocks of 2 x 2 patches."""
+    return table.unflatten(1, (-1, 2)).unflatten(0, (-1, 2)).transpose(1, 2).flatten(0, 3)
+
+
+def _position_embedding(visual: Qwen3VLVisionModel, grid: tuple[int, int]) -> Float[Tensor, "T D"]:
+    """The learned grid of positions, read bilinearly at each patch.
+
+    transformers' own goes through Python lists, which neither a recording of the computation nor a CUDA graph can
+    hold; the sums are the same, in the same order.
+    """
+    side, device = visual.num_grid_per_side, visual.pos_embed.weight.device
+    rows, columns = (torch.linspace(0, side - 1, length, device=device) for length in grid)
+    low_row, low_column = rows.int(), columns.int()
+    high_row, high_column = (low_row + 1).clip(max=side - 1), (low_column + 1).clip(max=side - 1)
+    down, right = (rows - low_row)[:, None], (columns - low_column)[None]
+    corners = (
+        (low_row, low_column, (1 - down) * (1 - right)),
+        (low_row, high_column, (1 - down) * right),
+        (high_row, low_column, down * (1 - right)),
+        (high_row, high_column, down * right),
+    )
+    read = [
+        visual.pos_embed(row[:, None] * side + column[None]) * weight.to(visual.pos_embed.weight.dtype)[:, :, None]
+        for row, column, weight in corners
+    ]
+    return _in_blocks(read[0] + read[1] + read[2] + read[3])
+
+
+def _rotary_angle(visual: Qwen3VLVisionModel, grid: tuple[int, int]) -> Float[Tensor, "T d"]:
+    """The rotary angles of each patch: of its row, then of its column."""
+    frequency = visual.rotary_pos_emb.inv_freq
+    rows, columns = (torch.arange(length, device=frequency.device, dtype=frequency.dtype) for length in grid)
+    place = torch.stack([rows[:, None].expand(grid), columns[None].expand(grid)], dim=-1)
+    return (_in_blocks(place)[:, :, None] * frequency).flatten(1)

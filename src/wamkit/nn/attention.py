@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 
 class KeysValues(NamedTuple):
@@ -26,8 +27,11 @@ def attend(
     """Softmax attention; ``mask`` is True where attention is allowed. A query that may see nothing gets no NaN.
 
     On a CPU in bfloat16 torch's fused kernel is 3 to 8 times slower, forward and backward, than two batched
-    matrix products for the few hundred tokens of a policy, so there the products are written out.
+    matrix products for the few hundred tokens of a policy, so there the products are written out. The function can be
+    overridden like torch's own, so that whoever records a computation may record attention as one operation.
     """
+    if has_torch_function((queries, keys, values)):
+        return handle_torch_function(attend, (queries, keys, values), queries, keys, values, mask)
     if queries.device.type != "cpu" or queries.dtype == torch.float32:
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
