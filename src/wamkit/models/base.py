@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wamkit.encoders.base import VisualEncoder
 from wamkit.errors import WamkitError
+from wamkit.models.phases import ActPhases
 from wamkit.types import ActionChunk, Future, FutureSpace, Losses, Observation, Window
 
 
@@ -121,6 +122,10 @@ class WorldActionModel(nn.Module):
 
     def load_pretrained_trunks(self) -> None:
         """Load the published weights of frozen or fine-tuned parts; called when a run starts afresh."""
+
+    def phases(self) -> ActPhases | None:
+        """`act` cut into a prefix and equal denoise steps, for a runtime; None where the model does not say."""
+        return None
 
     @property
     def action_noise_shape(self) -> tuple[int, int] | None:

@@ -27,6 +27,7 @@ from wamkit.losses.reconstruction import reconstruction
 from wamkit.losses.reduction import masked_mean, sample_mean
 from wamkit.models.base import Capabilities, ParameterGroup, StageError, WorldActionModel
 from wamkit.models.lawam.config import LaWAMConfig, preset
+from wamkit.models.phases import ActPhases
 from wamkit.nn.adaln import AdaLNZeroBlock
 from wamkit.nn.query_pooling import QueryPooling
 from wamkit.nn.transformer_block import TransformerBlock
@@ -156,6 +157,12 @@ class LaWAM(WorldActionModel):
             "vlm": [self.vlm, self.latent_head],
             "action_expert": [self.flow],
         }
+
+    def phases(self) -> ActPhases:
+        """See `wamkit.models.lawam.phases`."""
+        from wamkit.models.lawam.phases import LaWAMPhases
+
+        return LaWAMPhases(self)
 
     # World model
 

@@ -1,0 +1,88 @@
+"""How a model's `act` falls into parts: a prefix that runs once per chunk, and denoise steps that are all alike.
+
+This is all that a runtime needs of a model: it records these functions once for each shape and runs the recording
+(`wamkit.inference.runtime`). A model that declares them computes in them what its own `act` computes; a test over the
+registry holds the two together.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from wamkit.types import ActionChunk, Observation
+
+State = dict[str, Any]
+"""Named tensors, or nests of them (lists, tuples, named tuples, dicts), that phases hand on."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of the prefix."""
+
+    name: str
+    """For the latency table; where the model's `parts` know the part, its name there."""
+    run: Callable[[State], Mapping[str, Any]]
+    """From the inputs and what earlier phases added to what this one adds. Tensors only: no value of one may decide
+    what is computed (no ``.item()``, no shape that depends on the data), since the function is recorded once."""
+
+
+class ActPhases(ABC):
+    """A model's `act` as `inputs`, the `prefix` in order, ``steps`` times `step`, and `chunk`."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """How many denoise steps lead from noise to actions; 0 where the prefix decodes the actions itself."""
+
+    @abstractmethod
+    def inputs(self, observation: Observation, text_tokens: tuple[int, ...] = ()) -> dict[str, Tensor]:
+        """The observation as tensors: all that looks at Python values, such as words, happens here.
+
+        Args:
+            observation: On the model's device.
+            text_tokens: Lengths to which instructions are padded (the first that is long enough), so that few shapes
+                occur; a longer instruction keeps its own length. Padding changes no result beyond rounding.
+        """
+
+    @abstractmethod
+    def prefix(self) -> tuple[Phase, ...]:
+        """The phases that run once per chunk; each sees the inputs and what the earlier ones added."""
+
+    def schedule(self) -> Any:
+        """What the steps need that depends on weights alone, such as the modulations of all noise levels.
+
+        Nests of tensors, for all steps at once; a runtime computes it once and for all.
+        """
+        return ()
+
+    def step(self, x: Tensor, step: int, schedule: Any, state: State) -> Tensor:
+        """One denoise step, [B, K, A] -> [B, K, A]; keys and values of what the prefix saw come from ``state``."""
+        raise NotImplementedError(f"{type(self).__name__} has no denoise steps")
+
+    @abstractmethod
+    def chunk(self, x: Tensor | None, state: State) -> ActionChunk:
+        """The chunk in normalised units, from the last step's result (None where there are no steps)."""
+
+    def act(self, observation: Observation, noise: Tensor | None) -> ActionChunk:
+        """All of it, one after the other: what a runtime must equal, and what must equal the model's own `act`.
+
+        Args:
+            observation: On the model's device.
+            noise: [B, K, A]; None where there are no denoise steps.
+        """
+        state: State = dict(self.inputs(observation))
+        for phase in self.prefix():
+            state |= phase.run(state)
+        return self.chunk(self.denoise(noise, state) if noise is not None and self.steps else None, state)
+
+    def denoise(self, noise: Tensor, state: State) -> Tensor:
+        """All steps, from noise to the last step's result."""
+        schedule, x = self.schedule(), noise
+        for step in range(self.steps):
+            x = self.step(x, step, schedule, state)
+        return x
