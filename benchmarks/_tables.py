@@ -154,6 +154,23 @@ def monitor(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def serving(result: dict[str, Any]) -> list[str]:
+    """What became of the requests."""
+    load, stopped = result["load"], result["sigterm"]
+    memory, latency = load["memory"], load["latency_ms"]
+    rows = [
+        ("clients, requests", f"{result['clients']}, {load['requests']}"),
+        ("lost, mixed up, reconnections", f"{load['lost']}, {load['mixed_up']}, {load['reconnections']}"),
+        ("requests a second", f"{load['requests_per_s']:.0f}"),
+        ("latency p50, p95, p99, ms", ", ".join(f"{latency[level]:.1f}" for level in ("p50", "p95", "p99"))),
+        ("requests a batch, mean", f"{load['mean_batch']:.1f}"),
+        ("memory, MiB", f"{memory['second_quarter_mib']:.1f}, then {memory['last_quarter_mib']:.1f}"),
+        ("SIGTERM: accepted, received", f"{stopped['accepted']}, {stopped['received']}"),
+        ("SIGTERM: seconds to the end", f"{stopped['shutdown_s']:.2f}"),
+    ]
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+
+
 TABLES = {
     "encoders": encoders,
     "mixed_frequency": closed_loop,
@@ -161,6 +178,7 @@ TABLES = {
     "recordings": recordings,
     "reaction": reaction,
     "monitor": monitor,
+    "serving": serving,
 }
 
 
