@@ -60,3 +60,23 @@ def squared_error(
 ) -> Float[Tensor, "*batch K A"]:
     """The flow-matching loss of each element."""
     return (prediction - target).square()
+
+
+def shifted_euler_levels(
+    steps: int, *, shift: float = 5.0, device: torch.device | str | None = None
+) -> Float[Tensor, "steps_and_one"]:
+    """`euler_levels` under Wan's shift: the steps lie closer together near the noise."""
+    return shifted_noise_level(euler_levels(steps, device), shift=shift)
+
+
+def bell_weight(noise_level: Float[Tensor, "*batch"], *, shift: float = 5.0) -> Float[Tensor, "*batch"]:
+    """Weight of a training sample at its noise level, as Fast-WAM and Light-WAM have it.
+
+    A bell exp(-2 (s - 1/2)^2), lowered so that its least value over Wan's 1000 training levels is 0, and scaled so
+    that its mean over them is 1: the data's end weighs most after the shift, pure noise little.
+    """
+    levels = shifted_noise_level(torch.linspace(1.0, 0.001, 1000, dtype=torch.float64), shift=shift)
+    grid = torch.exp(-2.0 * (levels - 0.5).square())
+    least = grid.min()
+    scale = float((grid - least).mean())
+    return (torch.exp(-2.0 * (noise_level - 0.5).square()) - float(least)) / scale
