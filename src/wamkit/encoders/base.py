@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, UInt8
@@ -49,3 +51,25 @@ class VisualEncoder(nn.Module):
                 f"this encoder takes {self.resolution}x{self.resolution} frames, got {tuple(frames.shape[-2:])};"
                 " set the data set's resolution to the encoder's"
             )
+
+
+class ClipEncoder(Protocol):
+    """Clips of several cameras to one grid of latents, for the latent store."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Which a clip must hold."""
+        ...
+
+    @property
+    def preprocessing(self) -> str:
+        """What is done to frames before the network, in words that change when it changes."""
+        ...
+
+    def weights_hash(self) -> str:
+        """Of the weights: part of the store's key."""
+        ...
+
+    def __call__(self, clips: Mapping[str, UInt8[Tensor, "n T 3 H W"]]) -> Float[Tensor, "n F N C"]:
+        """Latents of each clip, cell by cell."""
+        ...

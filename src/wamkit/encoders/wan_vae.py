@@ -1,0 +1,243 @@
+"""Wan's causal video VAE through diffusers: clips to normalised latents, and back.
+
+The first latent frame is made of the first picture alone, each further one of four more, and none sees a later one:
+what a policy reads of the present cannot hold the future. Wan2.1's has 16 channels and 8 x 8 pixels a cell,
+Wan2.2's 48 and 16 x 16 (papers.md 2.3 and 4). Without published weights a small one of the same class is trained on
+the run's own frames in a first stage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from wamkit.losses.latent_action import kl_to_standard_normal
+from wamkit.losses.reconstruction import reconstruction
+from wamkit.losses.reduction import sample_mean
+
+TEMPORAL = 4
+"""Pictures of one latent frame after the first; fixed in diffusers' encoder."""
+
+
+@dataclass(frozen=True)
+class WanVAEConfig:
+    """Dimensions, Wan2.1's by default, and where the weights come from."""
+
+    kind: ClassVar[str] = "wan_vae"
+    weights: str | None = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    """Local folder or hub id in diffusers' layout (its folder ``vae``); None: trained on the run's own frames."""
+    channels: int = 16
+    width: int = 96
+    decoder_width: int | None = None
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    residual_blocks: int = 2
+    temporal_downsample: tuple[bool, ...] = (False, True, True)
+    residual: bool = False
+    """Wan2.2's kind of block, with a shortcut around each change of resolution."""
+    patch: int | None = None
+    """Pixels of a side that are folded into channels before the first layer (Wan2.2: 2)."""
+    kl_weight: float = 1e-8
+    """Of the divergence summed over a clip's latents, beside its mean pixel error; only where it is trained. Small:
+    latents are standardised in any case, and every bit that is pulled away is one that a policy cannot see."""
+
+    @property
+    def cell(self) -> int:
+        """Pixels of a side of one latent cell."""
+        return 2 ** (len(self.multipliers) - 1) * (self.patch or 1)
+
+
+def wan22_vae() -> WanVAEConfig:
+    """Wan2.2-TI2V-5B's: 48 channels, 16 x 16 pixels a cell."""
+    return WanVAEConfig(
+        weights="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+        channels=48,
+        width=160,
+        decoder_width=256,
+        residual=True,
+        patch=2,
+    )
+
+
+class WanVAE(nn.Module):
+    """`diffusers.AutoencoderKLWan` with its latents standardised channel by channel.
+
+    Published weights bring the latents' means and deviations with them; a VAE of our own keeps running ones while it
+    is trained.
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+    batches_seen: Tensor
+
+    def __init__(self, config: WanVAEConfig) -> None:
+        from diffusers import AutoencoderKLWan
+
+        super().__init__()
+        if sum(config.temporal_downsample) != int(math.log2(TEMPORAL)):
+            raise ValueError(
+                f"temporal_downsample is {config.temporal_downsample}: exactly two levels must halve the time"
+            )
+        self.config = config
+        folded = (config.patch or 1) ** 2 * 3
+        self.model = AutoencoderKLWan(
+            base_dim=config.width,
+            decoder_base_dim=config.decoder_width,
+            z_dim=config.channels,
+            dim_mult=list(config.multipliers),
+            num_res_blocks=config.residual_blocks,
+            temperal_downsample=list(config.temporal_downsample),
+            latents_mean=[0.0] * config.channels,
+            latents_std=[1.0] * config.channels,
+            is_residual=config.residual,
+            in_channels=folded,
+            out_channels=folded,
+            patch_size=config.patch,
+            scale_factor_spatial=config.cell,
+        )
+        if config.weights is None:
+            with torch.no_grad():  # nearly no noise at first: under unit noise the decoder learns to ignore the latents
+                self.model.quant_conv.bias[config.channels :] -= 6.0
+        self.register_buffer("latent_mean", torch.zeros(config.channels))
+        self.register_buffer("latent_std", torch.ones(config.channels))
+        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
+
+    def load_pretrained(self) -> None:
+        """Load the published weights named in the config.
+
+        Raises:
+            FileNotFoundError: the folder or hub id cannot be read, or holds a VAE of other dimensions.
+        """
+        from diffusers import AutoencoderKLWan
+
+        if self.config.weights is None:
+            raise FileNotFoundError("this VAE config names no weights; set vae.weights to a folder or hub id")
+        try:
+            published = AutoencoderKLWan.from_pretrained(self.config.weights, subfolder="vae")
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(
+                f"the Wan VAE {self.config.weights!r} cannot be loaded ({error}); download it once and set vae.weights"
+                " to the folder that holds vae/, or use a preset that trains its own"
+            ) from error
+        try:
+            self.model.load_state_dict(published.state_dict())
+        except RuntimeError as error:
+            raise FileNotFoundError(
+                f"the VAE in {self.config.weights!r} has other dimensions than the config: set vae to its own"
+            ) from error
+        self.latent_mean.copy_(torch.tensor(published.config["latents_mean"]))
+        self.latent_std.copy_(torch.tensor(published.config["latents_std"]))
+
+    @property
+    def preprocessing(self) -> str:
+        """What is done to uint8 pictures, in words that change when it changes."""
+        return f"wan_vae:x/127.5-1:cell{self.config.cell}:standardised"
+
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """Cells of a picture in height and width.
+
+        Raises:
+            ValueError: the picture is not a whole number of cells.
+        """
+        if height % self.config.cell or width % self.config.cell:
+            raise ValueError(f"{height} x {width} pixels are no multiple of the VAE's cell of {self.config.cell}")
+        return height // self.config.cell, width // self.config.cell
+
+    def latent_frames(self, pictures: int) -> int:
+        """Latent frames of a clip.
+
+        Raises:
+            ValueError: the clip's length is not 4 n + 1.
+        """
+        if (pictures - 1) % TEMPORAL:
+            raise ValueError(f"a clip of {pictures} pictures does not fit the VAE: it takes 1, 5, 9, 13, ...")
+        return 1 + (pictures - 1) // TEMPORAL
+
+    def encode(self, clip: UInt8[Tensor, "B T 3 H W"]) -> Float[Tensor, "B C F h w"]:
+        """Standardised latents, the posterior's means: one frame for the first picture and one for each four more."""
+        mean = self._posterior(self.pixels(clip)).mean
+        return (mean.float() - self._of_channels(self.latent_mean)) / self._of_channels(self.latent_std)
+
+    def decode(self, latents: Float[Tensor, "B C F h w"]) -> Float[Tensor, "B T 3 H W"]:
+        """Pictures in [0, 1] of standardised latents, of whatever grid."""
+        raw = latents.float() * self._of_channels(self.latent_std) + self._of_channels(self.latent_mean)
+        return ((self._pictures(raw).float() + 1.0) / 2.0).clamp(0.0, 1.0).transpose(1, 2)
+
+    def pretrain_losses(
+        self, clip: UInt8[Tensor, "B T 3 H W"], generator: torch.Generator | None = None
+    ) -> dict[str, Float[Tensor, "B"]]:
+        """Losses of the first stage, already weighted: absolute pixel error and a slight pull of the posterior.
+
+        In training mode the latents' running mean and deviation move as well.
+        """
+        target = self.pixels(clip)
+        posterior = self._posterior(target)
+        if self.training:
+            self._watch(posterior.mean.detach().float())
+        noise = torch.randn(posterior.mean.shape, generator=generator, device=target.device)
+        made = self._pictures(posterior.mean + posterior.std * noise)
+        divergence = kl_to_standard_normal(
+            posterior.mean.float().flatten(1).unsqueeze(1), posterior.logvar.float().flatten(1).unsqueeze(1)
+        )
+        return {
+            "pixels": sample_mean(reconstruction(made.float(), target.float(), "l1")),
+            "kl": self.config.kl_weight * divergence,
+        }
+
+    def pixels(self, clip: UInt8[Tensor, "B T 3 H W"]) -> Float[Tensor, "B 3 T H W"]:
+        """Pictures in [-1, 1], as the network takes them."""
+        self.latent_frames(clip.shape[1])
+        self.latent_size(*clip.shape[-2:])
+        return (clip.transpose(1, 2).float() / 127.5 - 1.0).to(self.model.post_quant_conv.weight.dtype)
+
+    def weights_hash(self) -> str:
+        """SHA-256 over names, shapes and values of all that `encode` depends on: the latent store's key."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _posterior(self, pixels: Tensor):
+        with _full_precision(pixels):
+            return self.model.encode(pixels).latent_dist
+
+    def _pictures(self, raw: Float[Tensor, "B C F h w"]) -> Float[Tensor, "B 3 T H W"]:
+        """Decode as diffusers does, but without its clamp, which would stop the gradient of bright and dark pixels."""
+        from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+        model = self.model
+        with _full_precision(raw):
+            model.clear_cache()
+            x = model.post_quant_conv(raw.to(model.post_quant_conv.weight.dtype))
+            pieces = []
+            for frame in range(x.shape[2]):
+                model._conv_idx = [0]
+                cache = {"feat_cache": model._feat_map, "feat_idx": model._conv_idx}
+                pieces.append(model.decoder(x[:, :, frame : frame + 1], first_chunk=frame == 0, **cache))
+            model.clear_cache()
+            made = torch.cat(pieces, dim=2)
+            return made if self.config.patch is None else unpatchify(made, self.config.patch)
+
+    def _of_channels(self, values: Tensor) -> Tensor:
+        return values.float().view(1, -1, 1, 1, 1)
+
+    @torch.no_grad()
+    def _watch(self, latents: Float[Tensor, "B C F h w"]) -> None:
+        """Running statistics: the mean over the first batches, then over about the last hundred."""
+        self.batches_seen += 1
+        share = max(1.0 / int(self.batches_seen), 0.01)
+        mean, std = latents.mean(dim=(0, 2, 3, 4)), latents.std(dim=(0, 2, 3, 4))
+        self.latent_mean.lerp_(mean, share)
+        self.latent_std.lerp_(std.clamp(min=1e-4), share)
+
+
+def _full_precision(like: Tensor) -> AbstractContextManager:
+    """No autocast on a CPU: there convolutions in three dimensions take many times as long in bfloat16 (docs/log.md)."""
+    return torch.autocast("cpu", enabled=False) if like.device.type == "cpu" else nullcontext()
