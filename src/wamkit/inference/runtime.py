@@ -1,0 +1,396 @@
+"""The runtime: any model that declares its phases, run as fast as its arithmetic allows, to the same actions.
+
+runtime = Runtime(policy.model)                       # or wamkit.load(path, runtime=True)
+chunk = runtime.act(observation, noise=noise)
+
+For each shape the model's phases are recorded once (`runtime_record`): the prefix, which sees pictures and words and
+runs once per chunk, and the loop of all denoise steps. Both recordings are optimised (`runtime_passes`), made into
+straight lines of calls (`runtime_program`) and, on a GPU, captured as a CUDA graph each (`runtime_graphs`).
+
+A recording holds the weights as they were: after training on, make a new runtime.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from wamkit.inference.runtime_graphs import GraphedChunk
+from wamkit.inference.runtime_passes import Constants, optimise
+from wamkit.inference.runtime_precision import Precision, calibrate_fp8, chosen_precision, cosine
+from wamkit.inference.runtime_program import Program, build
+from wamkit.inference.runtime_record import Recording, RuntimeUnsupported, record
+from wamkit.models.base import WorldActionModel
+from wamkit.models.phases import State
+from wamkit.types import ActionChunk, Observation
+
+
+@dataclass(frozen=True)
+class RuntimeSettings:
+    """How a model is run. The defaults are the fast ones of the device that the model is on."""
+
+    precision: Precision = "auto"
+    """``auto``: bf16 where the device multiplies it natively, else fp32. ``fp8``: static scales, since Hopper."""
+    graphs: bool | None = None
+    """CUDA graphs; None: on a GPU."""
+    compile: bool = False
+    """Compile the recordings with TorchInductor: faster where many small operations are left, minutes to build."""
+    threads: int | None = None
+    """torch's threads of this process; None leaves them as they are."""
+    batch_sizes: tuple[int, ...] = (1, 2, 4, 8)
+    """Batches are filled up to the next of these by repeating the last sample; larger ones run in parts."""
+    text_tokens: tuple[int, ...] = (32, 64, 128)
+    """Instructions are padded to the next of these lengths, with padding that is not attended to."""
+    max_programs: int = 16
+    """Shapes held at a time; the one not used for longest makes room."""
+    fp8_min_cosine: float = 0.999
+    """FP8 is refused where its actions on the calibration observations are farther from bf16's."""
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What one shape cost to prepare, and what it runs."""
+
+    shape: dict[str, tuple[int, ...]]
+    seconds: dict[str, float]
+    """Recording, optimising, compiling or capturing, and the first run."""
+    prefix_operations: int
+    operations_per_step: float
+    """Operations of the loop that follow from the noise, by denoise step."""
+    constant_bytes: int
+    """Weights and tables that the programs read in one chunk; the loop's are counted once."""
+
+
+@dataclass
+class _Shape:
+    """The programs of one shape."""
+
+    prefix: Program
+    loop: Program | None
+    outputs: pytree.TreeSpec
+    """Of the results: actions, times, valid."""
+    run: Callable[[Sequence[Tensor], Tensor | None], list[Tensor]]
+    report: BuildReport
+    recordings: tuple[Recording, Recording | None] = field(repr=False)
+
+
+class Runtime:
+    """Runs `act` of a model from recordings of its phases.
+
+    Args:
+        model: In evaluation mode and on its device; it must declare `phases`.
+        settings: How to run it.
+        calibration: Observations that FP8's scales are fixed on; needed for precision ``fp8`` alone.
+
+    Raises:
+        RuntimeUnsupported: The model declares no phases, the device cannot do what is asked for, or FP8 changes the
+            actions by more than the settings allow.
+    """
+
+    def __init__(
+        self,
+        model: WorldActionModel,
+        settings: RuntimeSettings | None = None,
+        *,
+        calibration: Sequence[Observation] = (),
+    ) -> None:
+        settings = settings or RuntimeSettings()
+        phases = model.phases()
+        if phases is None:
+            raise RuntimeUnsupported(f"{model.name} declares no phases of its act: load it without runtime=")
+        if model.training:
+            raise RuntimeUnsupported("the model is in training mode: call model.eval() before making a runtime of it")
+        self.model, self.settings, self.phases = model, settings, phases
+        self.device = next(model.parameters()).device
+        self.precision = chosen_precision(settings.precision, self.device)
+        self.graphs = self.device.type == "cuda" if settings.graphs is None else settings.graphs
+        if self.graphs and self.device.type != "cuda":
+            raise RuntimeUnsupported("CUDA graphs need a CUDA device: set RuntimeSettings.graphs to False or None")
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        self.dtype = None if self.precision == "fp32" else torch.bfloat16
+        self.constants = Constants()
+        self.evicted = 0
+        self._shapes: OrderedDict[tuple[Any, ...], _Shape] = OrderedDict()
+        self._calibration = tuple(calibration)
+        if self.precision == "fp8":
+            self._check_fp8()
+
+    def act(self, observation: Observation, *, noise: Tensor | None = None) -> ActionChunk:
+        """As the model's own `act`, up to rounding.
+
+        Args:
+            observation: On the model's device.
+            noise: [B, K, A] to start from; None draws it. Models without denoise steps need none.
+        """
+        if noise is None and self.phases.steps:
+            noise = torch.randn(observation.batch_size, *self._noise_shape(), device=self.device)
+        most = max(self.settings.batch_sizes)
+        if observation.batch_size <= most:
+            return self._act(self.phases.inputs(observation, self.settings.text_tokens), noise)
+        parts = [
+            self._act(
+                self.phases.inputs(_rows(observation, start, start + most), self.settings.text_tokens),
+                None if noise is None else noise[start : start + most],
+            )
+            for start in range(0, observation.batch_size, most)
+        ]
+        return ActionChunk(
+            **{name: torch.cat([getattr(part, name) for part in parts]) for name in ("actions", "times", "valid")}
+        )
+
+    def warm_up(self, observations: Sequence[Observation]) -> list[BuildReport]:
+        """Build and run the programs for these observations' shapes before the first that counts; what each cost."""
+        for observation in observations:
+            self.act(observation)
+        return self.reports()
+
+    def reports(self) -> list[BuildReport]:
+        """What every shape that is held cost."""
+        return [shape.report for shape in self._shapes.values()]
+
+    def programs(self, observation: Observation) -> tuple[Program, Program | None]:
+        """The prefix and the denoise loop that serve an observation's shape."""
+        shape = self._shape(self._filled(self.phases.inputs(observation, self.settings.text_tokens)))
+        return shape.prefix, shape.loop
+
+    def recordings(self, observation: Observation) -> tuple[Recording, Recording | None]:
+        """Their recordings, to count on."""
+        return self._shape(self._filled(self.phases.inputs(observation, self.settings.text_tokens))).recordings
+
+    def parts(self, observation: Observation, noise: Tensor | None = None) -> dict[str, Callable[[], Any]]:
+        """Each phase of the prefix, and the denoise loop, as a call on fixed inputs: for the latency table.
+
+        The parts are optimised apart, so together they may take longer than the whole.
+        """
+        with torch.inference_mode():
+            state: State = dict(self._filled(self.phases.inputs(observation, self.settings.text_tokens)))
+            batch = next(iter(state.values())).shape[0]
+            calls: dict[str, Callable[[], Any]] = {}
+            for phase in self.phases.prefix():
+                program, outputs = self._program(lambda given, phase=phase: dict(phase.run(given)), (state,))
+                flat = pytree.tree_leaves((state,))
+                state = state | pytree.tree_unflatten(program.run(*flat), outputs)
+                calls[phase.name] = lambda program=program, flat=flat: program.run(*flat)
+            if self.phases.steps:
+                if noise is None:
+                    noise = torch.randn(batch, *self._noise_shape(), device=self.device)
+                program, _ = self._program(self._loop, (noise, state))
+                flat = pytree.tree_leaves((noise, state))
+                calls["denoise_loop"] = lambda program=program, flat=flat: program.run(*flat)
+        return calls
+
+    def _noise_shape(self) -> tuple[int, int]:
+        shape = self.model.action_noise_shape
+        assert shape is not None, "a model with denoise steps says its noise's shape"
+        return shape
+
+    def _act(self, inputs: Mapping[str, Tensor], noise: Tensor | None) -> ActionChunk:
+        batch = next(iter(inputs.values())).shape[0]
+        with torch.inference_mode():
+            filled = self._filled(inputs)
+            if noise is not None and (missing := next(iter(filled.values())).shape[0] - batch):
+                noise = _repeat_last(noise, missing)
+            shape = self._shape(filled)
+            actions, times, valid = pytree.tree_unflatten(shape.run(list(filled.values()), noise), shape.outputs)
+            return ActionChunk(actions=actions[:batch], times=times[:batch], valid=valid[:batch])
+
+    def _filled(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """With the batch filled up to one of the sizes that programs are made for."""
+        batch = next(iter(inputs.values())).shape[0]
+        size = next((size for size in sorted(self.settings.batch_sizes) if size >= batch), batch)
+        if size == batch:
+            return dict(inputs)
+        return {name: _repeat_last(tensor, size - batch) for name, tensor in inputs.items()}
+
+    def _shape(self, inputs: Mapping[str, Tensor]) -> _Shape:
+        key = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in inputs.items())
+        shape = self._shapes.get(key)
+        if shape is None:
+            while len(self._shapes) >= max(1, self.settings.max_programs):
+                self._shapes.popitem(last=False)
+                self.evicted += 1
+            shape = self._shapes[key] = self._build(dict(inputs))
+        self._shapes.move_to_end(key)
+        return shape
+
+    def _prefix(self, inputs: State) -> State:
+        state = dict(inputs)
+        for phase in self.phases.prefix():
+            state |= phase.run(state)
+        return state
+
+    def _loop(self, noise: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        chunk = self.phases.chunk(self.phases.denoise(noise, state), state)
+        return chunk.actions, chunk.times, chunk.valid
+
+    def _whole(self, inputs: State) -> tuple[Tensor, Tensor, Tensor]:
+        chunk = self.phases.chunk(None, self._prefix(inputs))
+        return chunk.actions, chunk.times, chunk.valid
+
+    def _program(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Program, pytree.TreeSpec]:
+        recording = self._record(function, inputs)
+        optimise(recording, self.constants)
+        return build(recording), recording.outputs
+
+    def _record(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> Recording:
+        # Recordings are made outside of inference mode: its tensors cannot be functionalised.
+        with torch.inference_mode(False), torch.no_grad():
+            plain = pytree.tree_map_only(Tensor, lambda tensor: tensor.clone(), inputs)
+            return record(function, plain, dtype=self.dtype)
+
+    def _build(self, inputs: dict[str, Tensor], *, fp8: bool | None = None) -> _Shape:
+        seconds: dict[str, float] = {}
+        clock = _Clock(seconds)
+        flat = list(inputs.values())
+        noise: Tensor | None = None
+        loop_recording: Recording | None = None
+        if self.phases.steps:
+            prefix = self._record(self._prefix, (inputs,))
+            noise = torch.randn(flat[0].shape[0], *self._noise_shape(), device=self.device)
+            with torch.no_grad():
+                state = pytree.tree_unflatten(prefix.module(*_plain(flat)), prefix.outputs)
+            loop_recording = self._record(self._loop, (noise, state))
+            clock("record")
+            optimise(loop_recording, self.constants)
+            _keep_outputs(prefix, _drop_unused_inputs(loop_recording))
+        else:
+            prefix = self._record(self._whole, (inputs,))
+            clock("record")
+        optimise(prefix, self.constants)
+        clock("optimise")
+        if self.precision == "fp8" if fp8 is None else fp8:
+            self._quantise(prefix, loop_recording, flat, noise)
+            clock("calibrate")
+        prefix_program = build(prefix)
+        loop_program = None if loop_recording is None else build(loop_recording)
+        run = self._runner(prefix, loop_recording, prefix_program, loop_program, flat, noise)
+        clock("compile_or_capture")
+        run(flat, noise)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        clock("first_run")
+        report = BuildReport(
+            shape={name: tuple(tensor.shape) for name, tensor in inputs.items()},
+            seconds=seconds,
+            prefix_operations=prefix_program.operations,
+            operations_per_step=0.0
+            if loop_program is None
+            else loop_program.operations_of_first_input / self.phases.steps,
+            constant_bytes=prefix_program.weight_bytes + (0 if loop_program is None else loop_program.weight_bytes),
+        )
+        outputs = prefix.outputs if loop_recording is None else loop_recording.outputs
+        return _Shape(prefix_program, loop_program, outputs, run, report, (prefix, loop_recording))
+
+    def _runner(
+        self,
+        prefix: Recording,
+        loop: Recording | None,
+        prefix_program: Program,
+        loop_program: Program | None,
+        flat: Sequence[Tensor],
+        noise: Tensor | None,
+    ) -> Callable[[Sequence[Tensor], Tensor | None], list[Tensor]]:
+        first: Callable[..., list[Tensor]] = prefix_program.run
+        second: Callable[..., list[Tensor]] | None = None if loop_program is None else loop_program.run
+        if self.settings.compile:
+            from wamkit.inference.runtime_program import compiled
+
+            first = compiled(prefix, flat)
+            if loop is not None:
+                assert noise is not None
+                second = compiled(loop, [noise, *first(*flat)])
+        if self.graphs:
+            return GraphedChunk(first, second, flat, noise)
+        if second is None:
+            return lambda given, _: first(*given)
+        return lambda given, noise: second(noise, *first(*given))
+
+    def _quantise(
+        self, prefix: Recording, loop: Recording | None, flat: Sequence[Tensor], noise: Tensor | None
+    ) -> None:
+        samples = [
+            list(self._filled(self.phases.inputs(o, self.settings.text_tokens)).values()) for o in self._calibration
+        ]
+        samples = [s for s in samples if [t.shape for t in s] == [t.shape for t in flat]] or [list(flat)]
+        # Interpreted: the module's own code is that of the recording before it was optimised.
+        states = [fx.Interpreter(prefix.module).run(*sample) for sample in samples]
+        calibrate_fp8(prefix, samples, self.constants)
+        if loop is not None:
+            calibrate_fp8(loop, [[noise, *state] for state in states], self.constants)
+
+    def _check_fp8(self) -> None:
+        if not self._calibration:
+            raise RuntimeUnsupported("precision fp8 needs calibration= observations to fix its scales on")
+        worst = 1.0
+        for observation in self._calibration:
+            inputs = self._filled(self.phases.inputs(observation, self.settings.text_tokens))
+            noise = None
+            if self.phases.steps:
+                noise = torch.randn(next(iter(inputs.values())).shape[0], *self._noise_shape(), device=self.device)
+            reference = self._build(dict(inputs), fp8=False).run(list(inputs.values()), noise)
+            worst = min(worst, cosine(self._shape(inputs).run(list(inputs.values()), noise)[0], reference[0]))
+        if worst < self.settings.fp8_min_cosine:
+            raise RuntimeUnsupported(
+                f"FP8 changes the actions: cosine {worst:.5f} to bf16 on the calibration observations, below"
+                f" {self.settings.fp8_min_cosine}; use bf16"
+            )
+
+
+class _Clock:
+    """Notes the time since its last call under a name."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds, self.last = seconds, time.perf_counter()
+
+    def __call__(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
+        self.last = now
+
+
+def _repeat_last(tensor: Tensor, times: int) -> Tensor:
+    return torch.cat([tensor, tensor[-1:].expand(times, *tensor.shape[1:])])
+
+
+def _rows(observation: Observation, start: int, stop: int) -> Observation:
+    """Some samples of an observation."""
+
+    def cut(item: Any) -> Any:
+        if isinstance(item, Mapping):
+            return {name: cut(entry) for name, entry in item.items()}
+        return item if item is None else item[start:stop]
+
+    return Observation(**{name: cut(item) for name, item in vars(observation).items()})
+
+
+def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies that are no inference tensors."""
+    with torch.inference_mode(False):
+        return [tensor.clone() for tensor in tensors]
+
+
+def _drop_unused_inputs(loop: Recording) -> list[int]:
+    """Leave out of a loop what it does not read of the state; the numbers of the state's leaves that it does read."""
+    _, *state = [node for node in loop.graph.nodes if node.op == "placeholder"]
+    used = [index for index, node in enumerate(state) if node.users]
+    for node in state:
+        if not node.users:
+            loop.graph.erase_node(node)
+    return used
+
+
+def _keep_outputs(prefix: Recording, wanted: Sequence[int]) -> None:
+    """Let a prefix return these of its outputs alone; what only the others needed is not computed any more."""
+    output = next(node for node in prefix.graph.nodes if node.op == "output")
+    returned = output.args[0]
+    assert isinstance(returned, (list, tuple))
+    output.args = ([returned[index] for index in wanted],)
+    prefix.graph.eliminate_dead_code()
