@@ -56,6 +56,8 @@ class EvalArguments:
     """Fixes sampled noise; initial states are fixed by task and trial."""
     device: str = "auto"
     """cpu, cuda, or auto."""
+    runtime: bool = False
+    """Act through the runtime (wamkit.inference.runtime): faster, the same actions up to rounding."""
     resume: bool = False
     """Continue an evaluation that was stopped; its finished episodes are kept."""
 
@@ -93,7 +95,7 @@ def evaluate(arguments: EvalArguments) -> str:
 
     folder = checkpoint_folder(arguments.policy.path)
     instructions = {task: instruction(arguments.env.type, task) for task in tasks}
-    policy = load(folder, device=arguments.device)
+    policy = load(folder, device=arguments.device, runtime=arguments.runtime)
     from wamkit.cli.check import fitting_env_options, refuse_violations
 
     options = fitting_env_options(policy.contract, arguments.env, arguments.eval.max_steps)

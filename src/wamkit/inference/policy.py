@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from wamkit.training.state import load_pretrained
 from wamkit.types import ActionChunk, Future, Observation
 
 IMAGE_PREFIX = "observation.images."
+if TYPE_CHECKING:
+    from wamkit.inference.runtime import Runtime, RuntimeSettings
+
 STATE_KEY = "observation.state"
 
 
@@ -56,7 +59,13 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     return name, values, rest
 
 
-def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> Policy:
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    runtime: bool | RuntimeSettings = False,
+) -> Policy:
     """Load a checkpoint's ``pretrained_model`` folder.
 
     Args:
@@ -71,10 +80,12 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
     folder = checkpoint_folder(path)
     name, values, rest = read_config(folder)
     chosen = registry.model_class(name)
+        runtime: act through `wamkit.inference.runtime`, in this precision, or with these settings.
     config = from_dict(chosen.config_class, values, "config.json")
     model = chosen(config)
     load_pretrained(model, folder)
     if device == "auto":
+        RuntimeUnsupported: a runtime is asked for that model or device cannot have.
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if rest.get("contract") is None:
         raise PolicyError(
@@ -82,8 +93,16 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
             " train or fine-tune it on recordings with wam train RECIPE --policy.path"
         )
     contract = from_dict(Contract, rest["contract"], "contract")
-    normalizer = Normalizer.load(folder)
-    return Policy(model.to(device).eval(), normalizer, contract, stage=rest.get("stage", ""), precision=precision)
+    # Statistics that LeRobot wrote name no embodiment; the contract does.
+    normalizer = Normalizer.load(folder, embodiment=contract.bodies[0].statistics)
+    return Policy(
+        model.to(device).eval(),
+        normalizer,
+        contract,
+        stage=rest.get("stage", ""),
+        precision=precision,
+        runtime=runtime,
+    )
 
 
 def checkpoint_folder(path: str | Path) -> Path:
@@ -116,11 +135,18 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
+        runtime: bool | RuntimeSettings = False,
         """Where the model is."""
         return next(self.model.parameters()).device
 
     @property
     def cameras(self) -> tuple[str, ...]:
+        self.runtime: Runtime | None = None
+        if runtime is not False:
+            from wamkit.inference.runtime import Runtime, RuntimeSettings
+
+            settings = runtime if isinstance(runtime, RuntimeSettings) else RuntimeSettings(precision=precision)
+            self.runtime = Runtime(model, settings)
         """The cameras that an observation must hold, the primary view first."""
         return tuple(self.model.config.cameras)
 
@@ -195,8 +221,7 @@ class Policy:
         observations = [observation] if isinstance(observation, Mapping) else list(observation)
         batch = self.observation(observations, embodiment=embodiment)
         noise = self._noise(len(observations), seeds)
-        with torch.inference_mode(), self._precision():
-            chunk = self.model.act(batch, noise=noise)
+        chunk = self.act_normalised(batch, noise=noise)
         actions = self.normalizer.unnormalize_action(chunk.actions.cpu().float(), self.body(embodiment).statistics)
         return ActionChunk(actions=actions, times=chunk.times.cpu(), valid=chunk.valid.cpu())
 
@@ -208,6 +233,13 @@ class Policy:
 
     def inpaint(
         self,
+    def act_normalised(self, observation: Observation, *, noise: Tensor | None = None) -> ActionChunk:
+        """The model's own chunk, on its device, through the runtime where there is one."""
+        if self.runtime is not None:
+            return self.runtime.act(observation, noise=noise)
+        with torch.inference_mode(), self._precision():
+            return self.model.act(observation, noise=noise)
+
         observations: Sequence[Mapping[str, Any]],
         previous: Sequence[np.ndarray | None],
         delays: Sequence[int],
