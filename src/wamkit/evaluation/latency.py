@@ -1,0 +1,201 @@
+"""How long a chunk takes: adaptive warm-up, percentiles with intervals, blocks in the order A B B A, and a null test.
+
+A boundary is always named. ``model``: tensors on the device to actions on the device, encoders included. ``policy``:
+uint8 pictures, state and words on the host to physical actions on the host.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wamkit.errors import WamkitError
+
+Call = Callable[[int], Any]
+"""Does the work for one of a ring of observations; the number says for which."""
+
+PERCENTILES = {"p50_ms": 50, "p90_ms": 90, "p99_ms": 99}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How latency is measured. The defaults are those of published results; fewer calls are for a glance."""
+
+    ring: int = 16
+    """Different observations, one after the other."""
+    window: int = 20
+    """Calls in a window of the warm-up."""
+    agree: float = 0.02
+    """The warm-up ends when the medians of three windows in a row lie within this share of each other."""
+    least_warm_up: int = 50
+    most_warm_up: int = 400
+    """Calls after which it goes on regardless; the result says so."""
+    calls: int = 1000
+    slow_calls: int = 200
+    """Instead of ``calls`` where one takes more than half a second."""
+    resamples: int = 2000
+    """Of the bootstrap."""
+
+
+GLANCE = Protocol(ring=4, window=5, agree=0.1, least_warm_up=5, most_warm_up=30, calls=30, slow_calls=10, resamples=500)
+"""A few seconds: for a demo's report, never for a claim."""
+
+
+class LatencyError(WamkitError):
+    """Something that cannot be timed as asked."""
+
+
+def synchronise() -> None:
+    """Wait for the accelerator, where one is in use."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def timed(call: Call, index: int) -> float:
+    """Seconds of one call, the device idle before and after."""
+    synchronise()
+    started = time.perf_counter()
+    call(index)
+    synchronise()
+    return time.perf_counter() - started
+
+
+def warm_up(call: Call, protocol: Protocol) -> dict[str, Any]:
+    """Call until three windows agree; what that took.
+
+    Returns:
+        ``calls``, ``settled`` (whether they agreed before the limit), ``first_ms`` (the very first call) and
+        ``medians_ms`` of the last three windows.
+    """
+    seconds: list[float] = []
+    medians: list[float] = []
+    settled = False
+    while len(seconds) < protocol.most_warm_up and not settled:
+        seconds.append(timed(call, len(seconds) % protocol.ring))
+        if len(seconds) % protocol.window == 0:
+            medians.append(float(np.median(seconds[-protocol.window :])))
+            last = medians[-3:]
+            agreeing = len(last) == 3 and max(last) - min(last) <= protocol.agree * min(last)
+            settled = agreeing and len(seconds) >= protocol.least_warm_up
+    return {
+        "calls": len(seconds),
+        "settled": settled,
+        "first_ms": 1e3 * seconds[0],
+        "medians_ms": [1e3 * median for median in medians[-3:]],
+    }
+
+
+def calls_of(protocol: Protocol, seconds: float) -> int:
+    """How many calls to time of something that takes about so long."""
+    return protocol.slow_calls if seconds > 0.5 else protocol.calls
+
+
+def measure(call: Call, count: int, protocol: Protocol) -> np.ndarray:
+    """Seconds of ``count`` calls over the ring, float64; the garbage collector waits."""
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        return np.array([timed(call, index % protocol.ring) for index in range(count)])
+    finally:
+        if collects:
+            gc.enable()
+
+
+def bootstrap(
+    seconds: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], resamples: int
+) -> tuple[float, float]:
+    """95 % percentile interval of a statistic over the rows of resampled calls."""
+    rng = np.random.default_rng(0)
+    drawn = statistic(seconds[rng.integers(0, len(seconds), size=(resamples, len(seconds)))])
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _median(rows: np.ndarray) -> np.ndarray:
+    return np.median(rows, axis=-1)
+
+
+def summarise(seconds: np.ndarray, protocol: Protocol) -> dict[str, Any]:
+    """Percentiles in milliseconds, with the bootstrap interval of the median.
+
+    Raises:
+        LatencyError: nothing was timed.
+    """
+    if len(seconds) == 0:
+        raise LatencyError("no call was timed: ask for at least one")
+    low, high = bootstrap(seconds, _median, protocol.resamples)
+    return {
+        "n": len(seconds),
+        **{name: 1e3 * float(np.percentile(seconds, share)) for name, share in PERCENTILES.items()},
+        "max_ms": 1e3 * float(seconds.max()),
+        "mean_ms": 1e3 * float(seconds.mean()),
+        "p50_ci95_ms": [1e3 * low, 1e3 * high],
+    }
+
+
+def ratio(first: np.ndarray, second: np.ndarray, resamples: int) -> dict[str, Any]:
+    """Median of ``first`` over the median of ``second``, with a bootstrap interval: how much faster the second is."""
+    rng = np.random.default_rng(0)
+    drawn = [
+        _median(seconds[rng.integers(0, len(seconds), size=(resamples, len(seconds)))]) for seconds in (first, second)
+    ]
+    low, high = np.percentile(drawn[0] / drawn[1], (2.5, 97.5))
+    return {"ratio": float(np.median(first) / np.median(second)), "ci95": [float(low), float(high)]}
+
+
+def compare(first: Call, second: Call, protocol: Protocol, *, repeats: int = 1) -> dict[str, Any]:
+    """Two calls in blocks A B B A in one process, so that a drift of the machine meets both alike.
+
+    Args:
+        first: A, warmed up.
+        second: B, warmed up.
+        protocol: Of each block's calls, a quarter is timed.
+        repeats: How often A B B A is done.
+
+    Returns:
+        ``first`` and ``second`` (see `summarise`), ``ratio`` of their medians (A over B) with its interval, and
+        ``null``: the same ratio of A's first blocks against A's second ones, which must hold 1 for the ratio to mean
+        anything.
+    """
+    seconds: dict[str, list[np.ndarray]] = {"first": [], "second": []}
+    share = max(1, calls_of(protocol, timed(first, 0)) // (2 * repeats))
+    for _ in range(repeats):
+        for name, call in (("first", first), ("second", second), ("second", second), ("first", first)):
+            seconds[name].append(measure(call, share, protocol))
+    whole = {name: np.concatenate(blocks) for name, blocks in seconds.items()}
+    blocks = seconds["first"]
+    return {
+        **{name: summarise(values, protocol) for name, values in whole.items()},
+        **ratio(whole["first"], whole["second"], protocol.resamples),
+        "null": ratio(np.concatenate(blocks[::2]), np.concatenate(blocks[1::2]), protocol.resamples),
+        "blocks": "ABBA" * repeats,
+    }
+
+
+def by_part(parts: Mapping[str, Callable[[], Any]], protocol: Protocol) -> dict[str, dict[str, Any]]:
+    """Each part alone, warmed up, on fixed inputs."""
+    measured = {}
+    for name, part in parts.items():
+
+        def call(_: int, part: Callable[[], Any] = part) -> Any:
+            return part()
+
+        warm_up(call, protocol)
+        measured[name] = summarise(measure(call, calls_of(protocol, timed(call, 0)), protocol), protocol)
+    return measured
+
+
+def conditions(*, cameras: Sequence[str], boundary: str, **more: Any) -> dict[str, Any]:
+    """What a latency holds for, as the report prints it: boundary, cameras, machine load and whatever is given."""
+    import os
+
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    return {"boundary": boundary, "cameras": list(cameras), "load_average": load, **more}
