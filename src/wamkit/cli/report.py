@@ -14,11 +14,13 @@ from wamkit.errors import WamkitError
 
 EXAMPLES_FILE = "imagine_examples.npz"
 """Pictures of imagined subgoals and transfers beside ``imagine.json``."""
+LATENCY_FILE = "latency.json"
+"""Latency by part, from `wamkit.evaluation.latency_policy.short_latency`."""
 
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """Write report.html from the eval.json, imagine.json and logs of a run; what is absent is named on the page."""
+    """Write report.html from a run's eval.json, imagine.json, latency.json and logs; what is absent is named there."""
 
     directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIRECTORY")]
     """The run's output folder."""
@@ -39,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def report_on(directory: Path, output: Path | None = None, title: str = "", notes: Sequence[str] = ()) -> Path:
-    """Writes the report of a folder that holds any of eval.json, imagine.json and train_log.jsonl.
+    """Writes the report of a folder that holds any of eval.json, imagine.json, latency.json and train_log.jsonl.
 
     Args:
         directory: The run's output folder.
@@ -50,14 +52,16 @@ def report_on(directory: Path, output: Path | None = None, title: str = "", note
     Raises:
         WamkitError: The folder holds none of them.
     """
-    results, imagined, log = (directory / name for name in ("eval.json", "imagine.json", "train_log.jsonl"))
-    if not any(path.is_file() for path in (results, imagined, log)):
+    results, imagined, latency, log = (
+        directory / name for name in ("eval.json", "imagine.json", LATENCY_FILE, "train_log.jsonl")
+    )
+    if not any(path.is_file() for path in (results, imagined, latency, log)):
         raise WamkitError(
             f"nothing to report in {directory}: run wam train, eval or imagine with that --output_dir first."
         )
     from wamkit.evaluation.report import videos_from_eval, write_report
     from wamkit.evaluation.report_figures import load_examples
-    from wamkit.evaluation.results import load_eval
+    from wamkit.evaluation.results import load_eval, load_json
 
     evaluation = load_eval(results) if results.is_file() else None
     examples = directory / EXAMPLES_FILE
@@ -70,6 +74,7 @@ def report_on(directory: Path, output: Path | None = None, title: str = "", note
         videos=videos_from_eval(evaluation, directory) if evaluation is not None else (),
         subgoals=subgoals,
         transfers=transfers,
+        latency=load_json(latency) if latency.is_file() else None,
         notes=notes,
         title=title or directory.resolve().name,
     )

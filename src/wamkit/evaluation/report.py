@@ -94,10 +94,11 @@ def _cards(evaluation: Mapping[str, Any] | None, imagine: Mapping[str, Any], lat
 
 
 def _latency(latency: Mapping[str, Any]) -> dict[str, Any]:
-    parts = latency.get("parts", {})
+    parts, total = latency.get("parts", {}), latency.get("total")
     longest = max((part["p50_ms"] for part in parts.values()), default=0.0)
+    measured = [*parts.values(), *([] if total is None else [total])]
     columns = [
-        key for key in ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms") if any(key in p for p in parts.values())
+        key for key in ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms") if any(key in entry for entry in measured)
     ]
     rows = [
         {
@@ -107,8 +108,7 @@ def _latency(latency: Mapping[str, Any]) -> dict[str, Any]:
         }
         for name, part in parts.items()
     ]
-    total = latency.get("total")
-    known = {key: value for key, value in latency.items() if key not in ("parts", "total")}
+    known = {key: value for key, value in latency.items() if key not in ("parts", "total", "provenance")}
     return {
         "columns": [key.removesuffix("_ms") for key in columns],
         "rows": rows,
@@ -259,7 +259,11 @@ def write_report(
         "figures": [(f.title, image_entry(f.image, f.caption or f.title), f.caption) for f in figures],
         "provenance": [
             (name, _flat(record["provenance"]))
-            for name, record in (("eval.json", evaluation or {}), ("imagine.json", dreams))
+            for name, record in (
+                ("eval.json", evaluation or {}),
+                ("imagine.json", dreams),
+                ("latency.json", latency or {}),
+            )
             if record.get("provenance")
         ],
     }
@@ -307,7 +311,11 @@ def _absent(
         ("Subgoal heat maps", page["subgoals"], "No examples were given; run `wam imagine`."),
         ("Latent-action transfer", page["transfers"], "No examples were given; run `wam imagine`."),
         ("Training curves", page["training"], "No training log was given."),
-        ("Latency", page["latency"], "Latency was not measured; run `wam bench`."),
+        (
+            "Latency",
+            page["latency"],
+            "Latency was not measured; `wam demo` writes a latency.json, and `wam bench latency` measures at length.",
+        ),
         ("Provenance", page["provenance"], "The results carry no provenance."),
     ]
     missing = [(name, reason) for name, value, reason in gaps if not value]
