@@ -95,6 +95,31 @@ def encoders(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def latency(result: dict[str, Any]) -> list[str]:
+    """A row for each model and boundary."""
+    heads = ("model", "boundary", "plain p50", "runtime p50", "p99", "faster", "null", "efficiency", "operations")
+    rows = [heads, ("---",) * len(heads)]
+    for name, row in result["rows"].items():
+        counts = row["operations"]
+        for boundary, cell in row["boundaries"].items():
+            spans = [cell[which]["p50_ci95_ms"] for which in ("plain", "runtime")]
+            rows.append(
+                (
+                    f"{name} `{row['preset']}`, {row['precision']['runtime']}, {row['threads']} threads",
+                    boundary,
+                    f"{cell['plain']['p50_ms']:.2f} [{spans[0][0]:.2f}, {spans[0][1]:.2f}]",
+                    f"{cell['runtime']['p50_ms']:.2f} [{spans[1][0]:.2f}, {spans[1][1]:.2f}]",
+                    f"{cell['runtime']['p99_ms']:.2f}",
+                    ratio({"ratio": cell["ratio"], "ratio_ci95": cell["ci95"]}),
+                    ratio({"ratio": cell["null"]["ratio"], "ratio_ci95": cell["null"]["ci95"]}),
+                    f"{row['efficiency']:.2f}" if boundary == "model" else "",
+                    f"{counts['plain']}, {counts['runtime_prefix']} + "
+                    f"{row['denoise_steps']} x {counts['runtime_per_step']:.0f}",
+                )
+            )
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
 def number(entry: dict[str, Any] | None, digits: int = 1) -> str:
     if entry is None:
         return ""
@@ -172,6 +197,7 @@ def serving(result: dict[str, Any]) -> list[str]:
 
 
 TABLES = {
+    "latency": latency,
     "encoders": encoders,
     "mixed_frequency": closed_loop,
     "ablation": closed_loop,

@@ -185,3 +185,23 @@ def test_toy_changes_only_what_was_not_asked_for(tmp_path):
     assert closed_loop.parsed(flags, []).episodes >= 50
     options = closed_loop.parsed(closed_loop.parser("doc", ("a", "b"), "name"), ["--toy", "--episodes", "3"])
     assert (options.tasks, options.seeds, options.episodes, options.policy_steps) == (["a"], [0], 3, 2)
+
+
+@pytest.mark.slow
+def test_latency_runs(capsys):
+    benchmark("latency").main(["--toy", "--json", "--models", "lawam", "--device", "cpu"])
+    result = last_line(capsys)
+    row = result["rows"]["lawam"]
+    assert set(row["boundaries"]) == {"model", "policy"}
+    assert result["not_measured"] == {}
+    for cell in row["boundaries"].values():
+        assert cell["plain"]["n"] == cell["runtime"]["n"] == 4
+        assert cell["null"]["ci95"][0] <= cell["null"]["ratio"] <= cell["null"]["ci95"][1]
+    assert row["operations"]["plain"] > row["operations"]["runtime_prefix"] + 10 * row["operations"]["runtime_per_step"]
+    # The arithmetic of tiny by hand: ten steps of 16 tokens through eight blocks of width 128, and the prefix.
+    assert 0.6 < row["gflop"] < 1.2
+    assert row["bound_ms"] > 0
+    p50_s = row["boundaries"]["policy"]["runtime"]["p50_ms"] / 1e3
+    assert row["duty"] == pytest.approx(p50_s / (row["executed"] / row["rate_hz"]))
+    tables = benchmark("_tables")
+    assert len(tables.latency(result)) == 4
