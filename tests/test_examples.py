@@ -77,3 +77,8 @@ def test_from_recording_to_evaluation(tmp_path, monkeypatch, capsys):
     assert {name: arm["overall"]["n"] for name, arm in results["arms"].items()} == dict.fromkeys(
         ("policy", "blind", "no_op"), 1
     )
+
+    said = run("09", capsys)
+    assert "a lawam on another process: 16 actions at 80 Hz" in said
+    assert "24 steps" in said
+    assert "the server stopped" in said
