@@ -68,9 +68,10 @@ class Window:
     rate_hz: Float[Tensor, "B"]
     task: tuple[str, ...]
     embodiment: Int[Tensor, "B"]
-    features: Mapping[str, Float[Tensor, "B V T N D"]] = field(default_factory=dict)
+    features: Mapping[str, Float[Tensor, "B V F N D"]] = field(default_factory=dict)
     """Features of a frozen encoder from the feature store, by camera: V independently augmented views
-    (V = 1 and unaugmented unless the stage asked for views). Empty where the store is not in use."""
+    (V = 1 and unaugmented unless the stage asked for views). F = T, or the latent frames of a whole clip, which are
+    under the first camera's name. Empty where the store is not in use."""
 
     @property
     def batch_size(self) -> int:

@@ -180,7 +180,7 @@ class Mixture:
             for camera in own.cameras:
                 frame_valid[camera][here] = valid & ~own.absent(camera, at_episodes)[:, None]
                 _place(pictures, camera, own.pictures_of(camera, at_episodes, numbers), here, size, whole)
-                if spec.feature_views:
+                if camera in own.feature_cameras:
                     views = self._views(draws, len(here), own)
                     values = own.features_of(camera, at_episodes, numbers, views)
                     _place(features, camera, values, here, size, whole)

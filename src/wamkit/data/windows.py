@@ -17,6 +17,7 @@ import numpy as np
 from wamkit.data.cache import FeatureStore, FrameStore
 from wamkit.data.embodiments import embodiment_id
 from wamkit.data.frames import ResizeRule, nearest, new_frame_rows, size_of
+from wamkit.data.latent_store import LatentStore
 from wamkit.data.lerobot import LeRobotSource
 from wamkit.data.normalize import ACTION, STATE, Normalizer
 from wamkit.errors import WamkitError, suggest
@@ -108,7 +109,7 @@ class MixtureEntry:
     source: LeRobotSource
     frame_store: FrameStore | None = None
     """None only where no frames are wanted."""
-    feature_store: FeatureStore | None = None
+    feature_store: FeatureStore | LatentStore | None = None
     weight: float | None = None
     """How often it is drawn, relative to the others; None: by its number of windows. All entries or none have one."""
     camera_map: Mapping[str, str | None] = field(default_factory=dict)
@@ -216,6 +217,14 @@ class EntryWindows:
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def feature_cameras(self) -> tuple[str, ...]:
+        """The model's cameras under whose names windows carry features: one for a store of whole clips, else all."""
+        if not self.spec.feature_views or self.entry.feature_store is None:
+            return ()
+        names = tuple(self.cameras)
+        return names[:1] if isinstance(self.entry.feature_store, LatentStore) else names
 
     @property
     def state_dim(self) -> int:
@@ -338,7 +347,9 @@ def _check_entry(entry: MixtureEntry, spec: WindowSpec, cameras: Sequence[str], 
             f"combine names {len(entry.combine)} dimensions and the actions of {source.root} have "
             f"{len(source.action_names or ())}: give one for each, or one for all."
         )
-    stores: dict[str, FrameStore | FeatureStore | None] = {"frame_store": entry.frame_store} if present else {}
+    stores: dict[str, FrameStore | FeatureStore | LatentStore | None] = (
+        {"frame_store": entry.frame_store} if present else {}
+    )
     if spec.feature_views and present:
         stores["feature_store"] = entry.feature_store
     for name, store in stores.items():
@@ -358,6 +369,8 @@ def _check_entry(entry: MixtureEntry, spec: WindowSpec, cameras: Sequence[str], 
                 raise WindowError(
                     f"The frame store of {source.root} lacks episode {episode}: build it with that episode."
                 )
+    if spec.feature_views and isinstance(entry.feature_store, LatentStore):
+        entry.feature_store.check(spec.offsets(source.embodiment), spec.frame_jitter_s, spec.starts)
     if entry.feature_store is not None and spec.feature_views > entry.feature_store.views:
         raise WindowError(
             f"{spec.feature_views} views are wanted and the feature store of {source.root} holds "

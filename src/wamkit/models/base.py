@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wamkit.encoders.base import VisualEncoder
+from wamkit.encoders.base import ClipEncoder, VisualEncoder
 from wamkit.errors import WamkitError
 from wamkit.models.phases import ActPhases
 from wamkit.types import ActionChunk, Future, FutureSpace, Losses, Observation, Window
@@ -146,6 +146,10 @@ class WorldActionModel(nn.Module):
 
     def visual_encoder(self, stage: str) -> VisualEncoder | None:
         """The frozen encoder whose features a feature store may hold for this stage; None where there is none."""
+        return None
+
+    def clip_encoder(self, stage: str) -> ClipEncoder | None:
+        """The frozen encoder of whole clips whose latents a latent store may hold for this stage; None without one."""
         return None
 
     def fsdp_units(self) -> tuple[type[nn.Module], ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from wamkit.data.augment import Augmentation
 from wamkit.data.cache import FeatureStore, FrameStore
 from wamkit.data.contract import describe_mixture
+from wamkit.data.latent_store import LatentStore
 from wamkit.data.lerobot import LeRobotSource
 from wamkit.data.loader import WindowLoader
 from wamkit.data.mixture import Mixture, fit_normalizer
@@ -150,9 +151,12 @@ def _entries_of_root(
         wanted = {renamed.get(camera, camera) for camera in spec.cameras}
         cameras = tuple(camera for camera in source.cameras if camera in wanted)
     frames = FrameStore.build(source, directory, cameras, spec.resolution, progress=progress, resize=spec.resize)
-    features = None
+    features: FeatureStore | LatentStore | None = None
     if spec.feature_views > 0 and cameras:
-        features = _feature_store(config, stage, model, frames, directory, progress)
+        if model.clip_encoder(stage.name) is not None:
+            features = _latent_store(stage, model, frames, directory, renamed, progress)
+        else:
+            features = _feature_store(config, stage, model, frames, directory, progress)
     train, held_out = holdout_split(len(source.episodes), dataset.holdout_episodes)
     entry = MixtureEntry(
         source=source,
@@ -193,6 +197,30 @@ def _feature_store(
             directory=directory,
             views=views,
             augment=Augmentation() if views > 1 else None,
+            progress=progress,
+        )
+
+
+def _latent_store(
+    stage: StageConfig,
+    model: WorldActionModel,
+    frames: FrameStore,
+    directory: Path,
+    renamed: Mapping[str, str],
+    progress: Callable[..., None] | None,
+) -> LatentStore:
+    encoder = model.clip_encoder(stage.name)
+    assert encoder is not None
+    device = next(model.parameters()).device
+    with evaluation_mode(model):
+        return LatentStore.build(
+            frames,
+            lambda clips: encoder({camera: clip.to(device) for camera, clip in clips.items()}),
+            encoder_hash=encoder.weights_hash(),
+            preprocessing=encoder.preprocessing,
+            offsets_s=stage.window.offsets(frames.source.embodiment).tolist(),
+            directory=directory,
+            cameras={camera: renamed.get(camera, camera) for camera in encoder.cameras},
             progress=progress,
         )
 
