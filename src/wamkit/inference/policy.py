@@ -276,9 +276,10 @@ class Policy:
                     f"a plan of {rows} actions, {delay} of them frozen, does not fit a chunk of {shape[0]}: "
                     "give what is left of the last chunk, and a delay within it"
                 )
-            plans.append(None if plan is None else torch.from_numpy(np.array(plan, np.float32)))
-            if plan is not None and rows:
-                normalised = self.normalizer.normalize_action(plans[-1], body.statistics)
+            under_way = None if plan is None else torch.from_numpy(np.array(plan, np.float32))
+            plans.append(under_way)
+            if under_way is not None and rows:
+                normalised = self.normalizer.normalize_action(under_way, body.statistics)
                 known[index, :rows, : normalised.shape[-1]] = normalised
                 weights[index, :, : normalised.shape[-1]] = soft_mask(rows, delay, shape[0])[:, None]
         noise = self._noise(len(observations), seeds)
