@@ -60,7 +60,7 @@ def resize_frames(frames: np.ndarray | Tensor, resolution: int | Sequence[int], 
     scale = min(height / source_height, width / source_width)
     inner_height, inner_width = max(1, round(source_height * scale)), max(1, round(source_width * scale))
     top, left = (height - inner_height) // 2, (width - inner_width) // 2
-    padded = torch.zeros(*pictures.shape[:-2], height, width, dtype=torch.uint8)
+    padded = pictures.new_zeros(*pictures.shape[:-2], height, width)
     padded[..., top : top + inner_height, left : left + inner_width] = _scaled(pictures, inner_height, inner_width)
     return padded
 

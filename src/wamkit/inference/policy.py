@@ -21,6 +21,7 @@ from wamkit.actions.flow_field import soft_mask
 from wamkit.configuration import from_dict
 from wamkit.data.contract_terms import BodyContract, Contract
 from wamkit.data.embodiments import embodiment_id
+from wamkit.data.frames import resize_frames
 from wamkit.data.normalize import Normalizer
 from wamkit.errors import WamkitError, suggest
 from wamkit.models import registry
@@ -29,11 +30,18 @@ from wamkit.training.precision import resolve_precision
 from wamkit.training.state import load_pretrained
 from wamkit.types import ActionChunk, Future, Observation
 
-IMAGE_PREFIX = "observation.images."
 if TYPE_CHECKING:
     from wamkit.inference.runtime import Runtime, RuntimeSettings
 
+IMAGE_PREFIX = "observation.images."
 STATE_KEY = "observation.state"
+LEROBOT_KEYS = frozenset(
+    "n_obs_steps input_features output_features device use_amp use_peft push_to_hub repo_id private tags license"
+    " pretrained_path pretrained_revision preset embodiment n_action_steps dtype normalization_mapping optimizer_lr"
+    " optimizer_betas optimizer_eps optimizer_weight_decay optimizer_grad_clip_norm scheduler_warmup_steps"
+    " scheduler_final_lr_fraction".split()
+)
+"""What `lerobot-train` writes into ``config.json`` beside the model's own config; see `wamkit.integrations.lerobot`."""
 
 
 class PolicyError(WamkitError):
@@ -56,7 +64,7 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     if name is None:
         raise PolicyError(f"{path} does not say which model it is ('type' is missing)")
     rest = {key: values.pop(key) for key in ("stage", "contract") if key in values}
-    return name, values, rest
+    return name, {key: value for key, value in values.items() if key not in LEROBOT_KEYS}, rest
 
 
 def load(
@@ -72,20 +80,20 @@ def load(
         path: the folder; a run's folder or a ``checkpoints/<step>`` is followed down to it.
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
         precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 where the processor computes in it, else fp32.
+        runtime: act through `wamkit.inference.runtime`, in this precision, or with these settings.
 
     Raises:
         PolicyError: no checkpoint there, or one without a contract.
         ResumeError: its weights are not those of its config.
+        RuntimeUnsupported: a runtime is asked for that model or device cannot have.
     """
     folder = checkpoint_folder(path)
     name, values, rest = read_config(folder)
     chosen = registry.model_class(name)
-        runtime: act through `wamkit.inference.runtime`, in this precision, or with these settings.
     config = from_dict(chosen.config_class, values, "config.json")
     model = chosen(config)
     load_pretrained(model, folder)
     if device == "auto":
-        RuntimeUnsupported: a runtime is asked for that model or device cannot have.
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if rest.get("contract") is None:
         raise PolicyError(
@@ -127,26 +135,26 @@ class Policy:
         *,
         stage: str = "",
         precision: str = "auto",
+        runtime: bool | RuntimeSettings = False,
     ) -> None:
         if precision not in ("auto", "fp32", "bf16"):
             raise PolicyError(f"there is no precision {precision!r}.{suggest(precision, ('auto', 'fp32', 'bf16'))}")
         self.model, self.normalizer, self.contract, self.stage = model, normalizer, contract, stage
         self._autocast = resolve_precision(precision, self.device.type) == "bf16"
-
-    @property
-    def device(self) -> torch.device:
-        runtime: bool | RuntimeSettings = False,
-        """Where the model is."""
-        return next(self.model.parameters()).device
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
         self.runtime: Runtime | None = None
         if runtime is not False:
             from wamkit.inference.runtime import Runtime, RuntimeSettings
 
             settings = runtime if isinstance(runtime, RuntimeSettings) else RuntimeSettings(precision=precision)
             self.runtime = Runtime(model, settings)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
         """The cameras that an observation must hold, the primary view first."""
         return tuple(self.model.config.cameras)
 
@@ -157,7 +165,7 @@ class Policy:
         """LeRobot's keys of some samples as one batch, checked and normalised.
 
         Raises:
-            PolicyError: a camera is missing or has another size, the state is missing, or the embodiment is open.
+            PolicyError: a camera is missing or its picture is none, the state is missing, or the embodiment is open.
         """
         body = self.body(embodiment)
         for observation in observations:
@@ -169,7 +177,7 @@ class Policy:
                         f"{suggest(camera, had)}"
                     )
         images = {
-            camera: torch.stack([_picture(entry[IMAGE_PREFIX + camera], camera) for entry in observations])
+            camera: torch.cat([self._picture(entry[IMAGE_PREFIX + camera], camera) for entry in observations])
             for camera in self.cameras
         }
         state = None
@@ -225,6 +233,13 @@ class Policy:
         actions = self.normalizer.unnormalize_action(chunk.actions.cpu().float(), self.body(embodiment).statistics)
         return ActionChunk(actions=actions, times=chunk.times.cpu(), valid=chunk.valid.cpu())
 
+    def act_normalised(self, observation: Observation, *, noise: Tensor | None = None) -> ActionChunk:
+        """The model's own chunk, on its device, through the runtime where there is one."""
+        if self.runtime is not None:
+            return self.runtime.act(observation, noise=noise)
+        with torch.inference_mode(), self._precision():
+            return self.model.act(observation, noise=noise)
+
     def act_batch(self, observations: list[dict[str, Any]], *, seeds: Sequence[int] | None = None) -> np.ndarray:
         """As `act`, as a float32 array [B, K, A] holding the valid actions only."""
         chunk = self.act(observations, seeds=seeds)
@@ -233,13 +248,6 @@ class Policy:
 
     def inpaint(
         self,
-    def act_normalised(self, observation: Observation, *, noise: Tensor | None = None) -> ActionChunk:
-        """The model's own chunk, on its device, through the runtime where there is one."""
-        if self.runtime is not None:
-            return self.runtime.act(observation, noise=noise)
-        with torch.inference_mode(), self._precision():
-            return self.model.act(observation, noise=noise)
-
         observations: Sequence[Mapping[str, Any]],
         previous: Sequence[np.ndarray | None],
         delays: Sequence[int],
@@ -329,6 +337,16 @@ class Policy:
         with torch.inference_mode(), self._precision():
             return self.model.imagine(batch, given, **options)
 
+    def _picture(self, value: Any, camera: str) -> Tensor:
+        """A camera's picture as the recordings' were made: uint8 [1, 3, H, W] at the contract's resolution."""
+        picture = np.asarray(value)
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+            raise PolicyError(
+                f"camera {camera!r} must be uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}:"
+                " convert it to RGB in 0..255 with the channels last"
+            )
+        return resize_frames(picture[None], self.contract.resolution, self.contract.resize)
+
     def _noise(self, batch: int, seeds: Sequence[int] | None) -> Tensor | None:
         shape = self.model.action_noise_shape
         if shape is None:
@@ -350,14 +368,3 @@ class Policy:
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-
-def _picture(value: Any, camera: str) -> Tensor:
-    """A camera's picture as uint8 [3, H, W]."""
-    picture = np.asarray(value)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
-        raise PolicyError(
-            f"camera {camera!r} must be uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}:"
-            " convert it to RGB in 0..255 with the channels last"
-        )
-    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
