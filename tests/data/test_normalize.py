@@ -217,7 +217,8 @@ def test_a_missing_state_file_of_lerobots(tmp_path):
     del described["wamkit"]
     (tmp_path / "policy_preprocessor.json").write_text(json.dumps(described))
     assert Normalizer.load(tmp_path).embodiments == ("custom",)
-    (tmp_path / described["steps"][0]["state_file"]).unlink()
+    (state_file,) = (step["state_file"] for step in described["steps"] if "state_file" in step)
+    (tmp_path / state_file).unlink()
     with pytest.raises(NormalizationError, match="cannot be read as normalisation statistics"):
         Normalizer.load(tmp_path)
 

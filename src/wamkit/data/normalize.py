@@ -26,6 +26,17 @@ ACTION = "action"
 PREPROCESSOR = "policy_preprocessor"
 POSTPROCESSOR = "policy_postprocessor"
 _STEPS = {PREPROCESSOR: "normalizer_processor", POSTPROCESSOR: "unnormalizer_processor"}
+_DEVICE = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
+_BEFORE: dict[str, list[dict[str, Any]]] = {
+    PREPROCESSOR: [
+        {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
+        {"registry_name": "to_batch_processor", "config": {}},
+        _DEVICE,
+    ],
+    POSTPROCESSOR: [],
+}
+"""The steps that LeRobot's commands expect to find before the normaliser, to override them."""
+_AFTER: dict[str, list[dict[str, Any]]] = {PREPROCESSOR: [], POSTPROCESSOR: [_DEVICE]}
 _SEVERAL = "wamkit_multi_embodiment_processor"  # no step of LeRobot: it refuses the file instead of misreading it
 _EXTRA = "wamkit"
 
@@ -152,8 +163,8 @@ class Normalizer:
     def save(self, directory: Path | str) -> None:
         """Writes ``policy_preprocessor.json``, ``policy_postprocessor.json`` and their safetensors files.
 
-        LeRobot's ``DataProcessorPipeline.from_pretrained`` loads them where there is one embodiment, and refuses them
-        (an unknown step) where there are several, since its normaliser knows only one.
+        Where there is one embodiment they are whole pipelines of LeRobot's. Where there are several, LeRobot refuses
+        them (an unknown step), since its normaliser knows only one.
         """
         from safetensors.numpy import save_file
 
@@ -172,12 +183,13 @@ class Normalizer:
             if single:
                 (embodiment,) = self.statistics
                 entry["config"] = self._lerobot_config(embodiment)
-                entry["state_file"] = f"{name}_step_0_{step}.safetensors"
+                entry["state_file"] = f"{name}_step_{len(_BEFORE[name])}_{step}.safetensors"
                 tensors = self._lerobot_state(embodiment, inverse=name == POSTPROCESSOR)
                 save_file(tensors, directory / entry["state_file"])
             else:
                 entry["config"] = {}
-            described = {"name": name, "steps": [entry], _EXTRA: extra}
+            steps = [*_BEFORE[name], entry, *_AFTER[name]] if single else [entry]
+            described = {"name": name, "steps": steps, _EXTRA: extra}
             (directory / f"{name}.json").write_text(json.dumps(described, indent=2) + "\n")
 
     @classmethod
