@@ -1,0 +1,1 @@
+"""wamkit inside other libraries."""
