@@ -17,6 +17,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from wamkit.integrations.lerobot import PLUG_IN, SUPPORTED_VERSIONS
+
 PACKAGES = ("torch", "lerobot", "transformers", "accelerate", "diffusers", "av", "metaworld", "mujoco", "libero")
 """Import names whose versions decide what runs here; the last three belong to extras."""
 
@@ -52,7 +54,8 @@ class Finding:
 
 def diagnose() -> tuple[Finding, ...]:
     """Everything worth knowing about this installation, most basic first."""
-    return (_python(), *(_package(name) for name in PACKAGES), _accelerator(), _rendering(), _disk())
+    packages = (_package(name) for name in PACKAGES)
+    return (_python(), *packages, _lerobot_plug_in(), _accelerator(), _rendering(), _disk())
 
 
 @functools.cache
@@ -107,6 +110,22 @@ def _package(name: str) -> Finding:
         if extra:
             return Finding(name, f"not installed (extra `{extra}`)")
         return Finding(name, "not installed", f"pip install {distribution}, or run `make install` again")
+
+
+def _lerobot_plug_in() -> Finding:
+    subject, supported = "lerobot plug-in", ", ".join(SUPPORTED_VERSIONS)
+    try:
+        found = f"{PLUG_IN} {importlib.metadata.version(PLUG_IN)}, for lerobot {supported}"
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(subject, f"not installed; for lerobot {supported}: pip install ./integrations/{PLUG_IN}")
+    try:
+        installed = importlib.metadata.version("lerobot")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(subject, found, f"pip install lerobot=={SUPPORTED_VERSIONS[-1]}")
+    if installed in SUPPORTED_VERSIONS:
+        return Finding(subject, found)
+    remedy = f"lerobot {installed} is untested with it: pip install lerobot=={SUPPORTED_VERSIONS[-1]}"
+    return Finding(subject, found, remedy)
 
 
 def _accelerator() -> Finding:
