@@ -5,7 +5,7 @@ SHELL := /bin/sh
 BIN := .venv/bin
 STAMP := .venv/.wamkit-installed
 DOCS_STAMP := .venv/.wamkit-docs-installed
-PACKAGING := pyproject.toml constraints.txt scripts/bootstrap.sh scripts/find_python.sh
+PACKAGING := pyproject.toml constraints.txt scripts/bootstrap.sh scripts/find_python.sh integrations/lerobot_policy_wamkit/pyproject.toml
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 
@@ -45,5 +45,5 @@ $(DOCS_STAMP): $(STAMP)
 	@touch $@
 
 clean: ## remove outputs and everything that make installed or built
-	rm -rf .venv .cache build dist site outputs .pytest_cache .ruff_cache .hypothesis src/wamkit.egg-info
+	rm -rf .venv .cache build dist site outputs .pytest_cache .ruff_cache .hypothesis src/wamkit.egg-info integrations/*/src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -34,7 +34,8 @@ UV_CACHE_DIR=${UV_CACHE_DIR:-$here/.cache/uv}
 UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-300}
 export UV_PYTHON_DOWNLOADS UV_CACHE_DIR UV_HTTP_TIMEOUT
 .venv/bin/uv pip install --quiet --python "$python" \
-    --constraint constraints.txt --build-constraint constraints.txt --editable ".[$extras]" || {
+    --constraint constraints.txt --build-constraint constraints.txt \
+    --editable ".[$extras]" --editable integrations/lerobot_policy_wamkit || {
     echo "wamkit: the installation of .[$extras] failed (see above); mend that and run make again," \
         "it continues where it stopped." >&2
     exit 1
