@@ -46,7 +46,7 @@ class RuntimeSettings:
     """torch's threads of this process; None leaves them as they are."""
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8)
     """Batches are filled up to the next of these by repeating the last sample; larger ones run in parts."""
-    text_tokens: tuple[int, ...] = (32, 64, 128)
+    text_tokens: tuple[int, ...] = (16, 24, 32, 48, 64, 96, 128)
     """Instructions are padded to the next of these lengths, with padding that is not attended to."""
     max_programs: int = 16
     """Shapes held at a time; the one not used for longest makes room."""
@@ -168,11 +168,13 @@ class Runtime:
     def parts(self, observation: Observation, noise: Tensor | None = None) -> dict[str, Callable[[], Any]]:
         """Each phase of the prefix, and the denoise loop, as a call on fixed inputs: for the latency table.
 
-        The parts are optimised apart, so together they may take longer than the whole.
+        The parts of the prefix are optimised apart, so together they may take longer than the whole; on a GPU they run
+        as calls, not as CUDA graphs.
         """
         with torch.inference_mode():
-            state: State = dict(self._filled(self.phases.inputs(observation, self.settings.text_tokens)))
-            batch = next(iter(state.values())).shape[0]
+            inputs = self._filled(self.phases.inputs(observation, self.settings.text_tokens))
+            state: State = dict(inputs)
+            batch = next(iter(inputs.values())).shape[0]
             calls: dict[str, Callable[[], Any]] = {}
             for phase in self.phases.prefix():
                 program, outputs = self._program(lambda given, phase=phase: dict(phase.run(given)), (state,))
@@ -182,9 +184,10 @@ class Runtime:
             if self.phases.steps:
                 if noise is None:
                     noise = torch.randn(batch, *self._noise_shape(), device=self.device)
-                program, _ = self._program(self._loop, (noise, state))
-                flat = pytree.tree_leaves((noise, state))
-                calls["denoise_loop"] = lambda program=program, flat=flat: program.run(*flat)
+                shape = self._shape(inputs)
+                loop, flat = shape.loop, [noise, *shape.prefix.run(*inputs.values())]
+                assert loop is not None
+                calls["denoise_loop"] = lambda: loop.run(*flat)
         return calls
 
     def _noise_shape(self) -> tuple[int, int]:
@@ -324,6 +327,7 @@ class Runtime:
         states = [fx.Interpreter(prefix.module).run(*sample) for sample in samples]
         calibrate_fp8(prefix, samples, self.constants)
         if loop is not None:
+            assert noise is not None
             calibrate_fp8(loop, [[noise, *state] for state in states], self.constants)
 
     def _check_fp8(self) -> None:

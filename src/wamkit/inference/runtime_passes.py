@@ -89,6 +89,11 @@ def value(node: fx.Node) -> Any:
     return node.meta["val"]
 
 
+def arguments(node: fx.Node) -> tuple[Any, ...]:
+    """An operation's positional arguments."""
+    return node.args
+
+
 def drop_identities(graph: fx.Graph) -> None:
     """Leave out what returns its input as it is."""
     for node in list(tensor_nodes(graph)):
@@ -219,7 +224,7 @@ def fuse_modulation(module: fx.GraphModule, constants: Constants) -> None:
             continue
         times = _only_user(node, _ATEN.mul.Tensor)
         plus = None if times is None else _only_user(times, _ATEN.add.Tensor)
-        x, shape, weight, bias, eps = node.args
+        x, shape, weight, bias, eps = arguments(node)
         width = value(node).shape[-1]
         if times is None or plus is None or (weight, bias) != (None, None) or list(shape) != [width]:
             continue
@@ -313,7 +318,9 @@ def join_linears(module: fx.GraphModule, constants: Constants) -> None:
     graph = module.graph
     groups: dict[Any, list[fx.Node]] = defaultdict(list)
     for node in tensor_nodes(graph):
-        if node.target is LINEAR and all(get_constant(module, part) is not None for part in node.args[1:] if part):
+        if node.target is LINEAR and all(
+            get_constant(module, part) is not None for part in arguments(node)[1:] if part
+        ):
             groups[node.args[0], node.args[2] is None].append(node)
     for (_, no_bias), nodes in groups.items():
         if len(nodes) < 2:

@@ -60,7 +60,7 @@ def quantise(tensor: Tensor, largest: Tensor | None = None) -> Quantised:
 def scaled_linear(x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     """X W^T + b in E4M3 with static scales, bfloat16 out; ``weight`` is [out, in]."""
     flat = (x.reshape(-1, x.shape[-1]) / x_scale).clamp(-LARGEST, LARGEST).to(FP8)
-    product = torch._scaled_mm(
+    product = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
         flat, weight.t(), scale_a=x_scale, scale_b=weight_scale, bias=bias, out_dtype=torch.bfloat16
     )
     return product.view(*x.shape[:-1], weight.shape[0])
@@ -95,7 +95,8 @@ class _Watch(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self.wanted:
             seen = self.fetch_args_kwargs_from_env(n)[0][0].abs().amax().float()
-            self.largest[n.name] = torch.maximum(seen, self.largest.get(n.name, seen))
+            known = self.largest.get(n.name)
+            self.largest[n.name] = seen if known is None else torch.maximum(seen, known)
         return super().run_node(n)
 
 

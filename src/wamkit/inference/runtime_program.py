@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from wamkit.inference.runtime_passes import add_constant, get_constant, tensor_nodes, value
+from wamkit.inference.runtime_passes import add_constant, arguments, get_constant, tensor_nodes, value
 from wamkit.inference.runtime_record import ATTEND, LAYER_NORM, LINEAR, Recording
 
 _ATEN = torch.ops.aten
@@ -196,7 +196,7 @@ def build(recording: Recording) -> Program:
 def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     seen: set[fx.Node] = set()
     last: dict[fx.Node, list[fx.Node]] = {}
-    for node in reversed(graph.nodes):
+    for node in reversed(list(graph.nodes)):
         if node.op == "output":
             seen.update(node.all_input_nodes)
             continue
@@ -256,7 +256,7 @@ def lower(recording: Recording) -> None:
             node.target = _gelu
         if node.target is not ATTEND:
             continue
-        queries, _, _, mask, causal, _, grouped = node.args
+        queries, _, _, mask, causal, _, grouped = arguments(node)
         tensor = value(queries)
         if mask is not None and value(mask).dtype is torch.bool:
             key = (mask, tensor.dtype)
@@ -284,7 +284,8 @@ def compiled(recording: Recording, inputs: Sequence[Tensor]) -> Callable[..., li
 
     module = fx.GraphModule(recording.module, copy.deepcopy(recording.graph))
     for node in tensor_nodes(module.graph):
-        node.target = {LINEAR: F.linear, LAYER_NORM: torch.layer_norm, **_RESHAPES}.get(node.target, node.target)
+        direct: dict[Any, Any] = {LINEAR: F.linear, LAYER_NORM: torch.layer_norm, **_RESHAPES}
+        node.target = direct.get(node.target, node.target)
     module.recompile()
     with torch.no_grad():
         function: Any = inductor(module, [tensor.clone() for tensor in inputs])
