@@ -23,7 +23,13 @@ def test_the_whole_road(tmp_path):
     assert all(set(arm["tasks"]) == set(TASKS) for arm in evaluation["arms"].values())
     imagined = json.loads((output / "imagine.json").read_text())
     assert imagined["feature_error"]["n"] > 0
-    assert (output / "report.html").stat().st_size > 50_000
+    latency = json.loads((output / "latency.json").read_text())
+    assert latency["parts"].keys() == {"vision_encoder", "vlm", "lawm", "action_context", "denoise_loop"}
+    assert latency["total"]["p50_ms"] > 0
+    assert latency["provenance"]["checkpoint"]["sha256"] == evaluation["provenance"]["checkpoint"]["sha256"]
+    html = (output / "report.html").read_text()
+    assert len(html) > 50_000
+    assert "denoise loop" in html
     assert (output / "checkpoints/last/pretrained_model/model.safetensors").is_file()
 
     trained, unseen = (LeRobotSource(output / name) for name in ("recordings", "recordings_unseen"))

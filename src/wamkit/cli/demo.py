@@ -33,7 +33,7 @@ class DemoArguments:
     """Record three MetaWorld tasks, train LaWAM tiny on them, evaluate it beside control arms, write the report."""
 
     output_dir: Path = Path("outputs/demo")
-    """Folder for recordings, checkpoints, eval.json, imagine.json and report.html; a demo that stopped goes on."""
+    """Folder for recordings, checkpoints, measurements and report.html; a demo that stopped goes on."""
     seed: int = 0
     """Of the training and of what the policy samples."""
     toy: bool = False
@@ -60,6 +60,7 @@ def run(argv: Sequence[str]) -> int:
     timed("train", lambda: _train(recordings, arguments))
     print(timed("imagine", lambda: _imagine(unseen, arguments)))
     table = timed("evaluate", lambda: _evaluate(arguments))
+    timed("latency", lambda: _latency(arguments))
     report = timed("report", lambda: _report(arguments))
     print(table)
     print(f"{report} ({', '.join(f'{name} {spent:.0f} s' for name, spent in seconds.items())})")
@@ -146,6 +147,21 @@ def _evaluate(arguments: DemoArguments) -> str:
             resume=True,
         )
     )
+
+
+def _latency(arguments: DemoArguments) -> str:
+    from wamkit.cli.report import LATENCY_FILE
+    from wamkit.evaluation.latency import GLANCE
+    from wamkit.evaluation.latency_policy import short_latency
+    from wamkit.evaluation.provenance import collect
+    from wamkit.evaluation.results import write_json
+    from wamkit.inference.policy import checkpoint_folder, load
+
+    folder = checkpoint_folder(arguments.output_dir)
+    measured = short_latency(load(folder, runtime=True), GLANCE)
+    record = collect(checkpoint=folder, seeds=[arguments.seed])
+    write_json(arguments.output_dir / LATENCY_FILE, measured | {"provenance": record})
+    return ""
 
 
 def _report(arguments: DemoArguments) -> str:
