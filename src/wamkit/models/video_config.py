@@ -1,0 +1,64 @@
+"""What every model on a video backbone is configured by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from wamkit.data.canvas import CanvasKind
+from wamkit.dynamics.video_dit import VideoDiTConfig
+from wamkit.encoders.umt5 import UMT5Settings
+from wamkit.encoders.wan_vae import WanVAEConfig
+
+
+@dataclass(frozen=True)
+class VideoModelConfig:
+    """VAE, words, backbone, cameras and times; the defaults are Light-WAM's on LIBERO (papers.md 2.2)."""
+
+    vae: WanVAEConfig = field(default_factory=WanVAEConfig)
+    text: UMT5Settings = field(default_factory=UMT5Settings)
+    video: VideoDiTConfig = field(default_factory=VideoDiTConfig)
+
+    cameras: tuple[str, ...] = ("image", "image2")
+    """In the canvas's order."""
+    canvas: CanvasKind = "side_by_side"
+    resolution: tuple[int, int] = (224, 224)
+    """Height and width of each camera's frames."""
+    horizon_s: float = 1.6
+    """tau: the chunk's and the video's length in physical time."""
+    video_frames: int = 9
+    """Pictures of a clip, the present included, evenly spread over the horizon; 4 n + 1."""
+    max_actions: int = 32
+    """Action tokens of a chunk, padding included."""
+    valid_steps: Literal["round", "floor"] = "round"
+    """How tau * rate becomes a number of actions."""
+    max_state_dim: int = 8
+    """Proprioception is padded to this and becomes one more token among the words."""
+    shift: float = 5.0
+    """Of the noise schedule, in training and in sampling."""
+    imagine_steps: int = 20
+    """Euler steps of `imagine`."""
+    video_supervision: Literal["flow_matching", "none"] = "flow_matching"
+    """``none``: the policy stage without its video loss, the control of equal size."""
+    video_weight: float = 1.0
+    action_weight: float = 1.0
+
+    @property
+    def frame_offsets_s(self) -> tuple[float, ...]:
+        """Seconds from the present of a clip's pictures: what the stages' windows must ask for."""
+        last = self.video_frames - 1
+        return tuple(self.horizon_s * index / last for index in range(self.video_frames))
+
+
+def byte_text(width: int, *, max_tokens: int, layers: int = 2) -> UMT5Settings:
+    """A frozen random UMT5 over bytes, for presets that are trained from scratch."""
+    return UMT5Settings(
+        weights=None,
+        width=width,
+        layers=layers,
+        heads=4,
+        key_width=width // 4,
+        mlp_width=2 * width,
+        max_tokens=max_tokens,
+        prompt="{task}",
+    )
