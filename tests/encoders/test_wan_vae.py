@@ -66,7 +66,7 @@ def test_the_first_stage_learns_and_standardises():
     clip[:, :, 1] = slope.flip(0)[:, None]
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
     errors = []
-    for step in range(25):
+    for step in range(15):
         losses = vae.pretrain_losses(clip, seeded(step))
         errors.append(losses["pixels"].mean().item())
         optimizer.zero_grad()
@@ -74,7 +74,7 @@ def test_the_first_stage_learns_and_standardises():
         optimizer.step()
     assert all(value.shape == (2,) for value in losses.values())
     assert errors[-1] < 0.8 * errors[0]
-    assert int(vae.batches_seen) == 25
+    assert int(vae.batches_seen) == 15
     mean, std = vae.latent_mean.clone(), vae.latent_std.clone()
     vae.eval()
     with torch.no_grad():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -75,3 +77,20 @@ def test_presets(name):
 def test_unknown_models_are_refused():
     with pytest.raises(WamkitError, match=r"There is no model 'lawm'.*lawam"):
         build("lawm")
+
+
+def test_future_frames_reach_no_action(model):
+    """The leakage test: with every future picture changed, what a policy learns and does about actions is bit-equal."""
+    stage = model.stages[-1]
+    model.prepare_stage(stage)
+    window = model.fake_window(2, stage=stage)
+    frames = {camera: pictures.clone() for camera, pictures in window.frames.items()}
+    for pictures in frames.values():
+        assert pictures.shape[1] > 1
+        pictures[:, 1:] = 255 - pictures[:, 1:]
+    other = replace(window, frames=frames)
+    first, second = (model.loss(w, stage, torch.Generator().manual_seed(0)).terms for w in (window, other))
+    assert torch.equal(first["action"].value, second["action"].value)
+    model.eval()
+    chunks = [model.act(w.observation(), generator=torch.Generator().manual_seed(0)).actions for w in (window, other)]
+    assert torch.equal(*chunks)

@@ -13,7 +13,11 @@ import tyro
 from wamkit.cli.parsing import parse
 from wamkit.errors import WamkitError, suggest
 
-CONVERTERS = {"lawam": "wamkit.models.lawam.convert"}
+CONVERTERS = {
+    "lawam": "wamkit.models.lawam.convert",
+    "light_wam": "wamkit.models.light_wam.convert",
+    "fast_wam": "wamkit.models.fast_wam.convert",
+}
 """Model -> module with ``convert(source, destination) -> Path``; the names in the source tell which way."""
 
 

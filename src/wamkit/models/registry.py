@@ -12,7 +12,11 @@ from wamkit.configuration import from_dict
 from wamkit.errors import WamkitError, suggest
 from wamkit.models.base import WorldActionModel
 
-_MODELS = {"lawam": ("wamkit.models.lawam", "LaWAM")}
+_MODELS = {
+    "lawam": ("wamkit.models.lawam", "LaWAM"),
+    "light_wam": ("wamkit.models.light_wam", "LightWAM"),
+    "fast_wam": ("wamkit.models.fast_wam", "FastWAM"),
+}
 PRESETS = ("tiny", "small", "paper")
 
 
