@@ -70,8 +70,14 @@ def imagine(arguments: ImagineArguments) -> str:
     config = TrainConfig.from_dict(json.loads((folder / "train_config.json").read_text()))
     source = LeRobotSource(arguments.dataset.root)
     windows, episodes = held_out_windows(arguments, policy, config, source)
-    held_out = encode_held_out(policy.model, windows, episodes)
     record = collect(checkpoint=folder, config=arguments, seeds=[arguments.seed])
+    if "pixels" in policy.model.capabilities.imagines:
+        from wamkit.evaluation.imagined_video import video_report
+
+        strips = arguments.output_dir / "imagined"
+        result = video_report(policy.model, windows, episodes, provenance=record, seed=arguments.seed, pictures=strips)
+        return "\n".join([*summary(result), str(write_json(arguments.output_dir / "imagine.json", result))])
+    held_out = encode_held_out(policy.model, windows, episodes)
     result = imagine_report(policy.model, held_out, provenance=record, seed=arguments.seed)
     path = write_json(arguments.output_dir / "imagine.json", result)
     save_examples(arguments.output_dir / EXAMPLES_FILE, *examples(policy.model, held_out, seed=arguments.seed))
@@ -81,7 +87,7 @@ def imagine(arguments: ImagineArguments) -> str:
 def held_out_windows(
     arguments: ImagineArguments, policy: Policy, config: TrainConfig, source: LeRobotSource
 ) -> tuple[list[Window], np.ndarray]:
-    """Windows whose frames lie at 0, tau, 2 tau, ... for the checkpoint's own tau, and the episode of each.
+    """Windows at 0, tau, 2 tau, ... for the checkpoint's tau, or at its own clip's times, and each one's episode.
 
     Raises:
         WamkitError: The checkpoint's stage looks at no future, or no episode was held out.
@@ -97,10 +103,11 @@ def held_out_windows(
     tau = float(stage.window.offsets(source.embodiment)[-1])
     if tau <= 0:
         raise WamkitError(f"a checkpoint of stage {stage.name!r} has no future to imagine: name a later stage's.")
+    clip = tuple(stage.window.offsets(source.embodiment)) if "pixels" in policy.model.capabilities.imagines else ()
     chosen, renamed = _episodes_and_cameras(arguments, config, source)
     spec = replace(
         stage.window,
-        frame_offsets_s=tuple(tau * step for step in range(arguments.horizons + 1)),
+        frame_offsets_s=clip or tuple(tau * step for step in range(arguments.horizons + 1)),
         last_offset_by_embodiment=(),
         frame_jitter_s=0.0,
         feature_views=0,
@@ -147,6 +154,13 @@ def summary(result: dict[str, Any]) -> list[str]:
     if error := result.get("feature_error"):
         for horizon, model, copy in zip(error["horizon_s"], error["model"], error["copy_present"], strict=True):
             lines.append(f"feature error {horizon:.2f} s ahead: {model:.4f}, copy-the-present {copy:.4f}")
+    if pixels := result.get("pixel_error"):
+        for index, horizon in enumerate(pixels["horizon_s"]):
+            of = {name: values[index] for name, values in pixels["psnr"].items()}
+            lines.append(
+                f"video {horizon:.2f} s ahead: PSNR {of['model']:.1f} dB, copy-the-present {of['copy_present']:.1f} dB,"
+                f" the VAE alone {of['reconstruction']:.1f} dB"
+            )
     if probe := result.get("latent_action_probe"):
         lines.append(f"latent action to end-effector motion: R2 {probe['r2']:.2f}")
     lines += [f"not measured: {name} ({reason})" for name, reason in result.get("not_measured", {}).items()]
