@@ -26,8 +26,8 @@ eval --policy.path --env.type --env.task --env.cameras --env.resolution --output
 --eval.first_trial --eval.split --eval.n_action_steps --eval.arms --eval.batch_size --eval.workers \
 --eval.max_steps --eval.timeout_s --eval.videos --seed --device --runtime --resume
 imagine --policy.path --dataset.root --output_dir --episodes --windows --horizons --seed --device
-serve --policy.path --host --port --embodiment --device --precision --max_batch --batch_wait_ms --max_message_mb \
---max_sessions --token_file --certificate --key --drain_timeout_s --seed
+serve --policy.path --host --port --embodiment --device --precision --runtime --max_batch --batch_wait_ms \
+--max_message_mb --max_sessions --token_file --certificate --key --drain_timeout_s --seed
 bench NAME
 check --policy.path --dataset.root --env.type --env.task
 report DIRECTORY --output --title

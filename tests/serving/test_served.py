@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -189,6 +191,8 @@ def log_as_before():
     yield
     LOGGER.handlers[:], LOGGER.propagate = handlers, propagate
     LOGGER.setLevel(level)
+    logging.captureWarnings(False)
+    logging.getLogger("py.warnings").handlers.clear()
 
 
 @pytest.mark.usefixtures("log_as_before")
@@ -239,3 +243,22 @@ def test_wam_serve_serves_and_ends_in_order(checkpoint, policy, tmp_path, capsys
 def test_what_cannot_be_served_is_one_line(flags, said, capsys, checkpoint):
     assert main(["serve", "--policy.path", str(checkpoint), *flags]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_a_runtime_is_warmed_up_for_every_batch_and_length(policy, monkeypatch):
+    asked: list[tuple[int, int]] = []
+
+    def noted(observations, **_):
+        asked.append((len(observations), len(observations[0]["task"])))
+        if asked[-1][1] > 64:
+            raise ValueError("an instruction of this length is not read")
+        size = len(observations)
+        return SimpleNamespace(actions=torch.zeros(size, 16, 4), valid=torch.ones(size, 16, dtype=torch.bool))
+
+    served = ServedPolicy(policy)
+    assert served.warm_up(max_batch=4) == 0, "a plain policy has no shapes to prepare"
+    prepared = SimpleNamespace(settings=SimpleNamespace(batch_sizes=(1, 2, 8)), reports=lambda: asked)
+    monkeypatch.setattr(policy, "runtime", prepared)
+    monkeypatch.setattr(policy, "act", noted)
+    served.warm_up(max_batch=4)
+    assert asked == [(size, length) for size in (1, 2, 4) for length in (0, 48, 96)]

@@ -30,9 +30,11 @@ def log(event: str, *, level: int = logging.INFO, exception: BaseException | Non
 
 
 def log_to(stream: TextIO | None = None) -> None:
-    """Send the server's events to a stream, by default standard error, as JSON lines."""
+    """Send the server's events, and Python's warnings, to a stream as JSON lines; by default standard error."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines())
     LOGGER.handlers[:] = [handler]
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").handlers[:] = [handler]

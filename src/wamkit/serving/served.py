@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from wamkit.inference.policy import Policy
 
 
+_PROMPT_WORDS = (0, 24, 48)
+"""Lengths of instructions that a warm-up tries: from none to a long sentence, in any tokenizer."""
+
+
 class Served(Protocol):
     """A policy as the server sees it. Only `act` runs on the inference thread; the rest must be quick."""
 
@@ -153,6 +157,26 @@ class ServedPolicy:
         described = RobotDescription.of(robot, self._body, self._format.cameras)
         return [str(violation) for violation in self._compare(self._policy.contract, described, pictures)]
 
+    def warm_up(self, max_batch: int) -> int:
+        """Run what requests may ask of a policy with a runtime, which prepares each shape at its first use.
+
+        Args:
+            max_batch: Most requests of a batch.
+
+        Returns:
+            How many shapes were prepared; 0 for a policy without a runtime, which has none to prepare.
+        """
+        runtime = self._policy.runtime
+        if runtime is None:
+            return 0
+        for size in sorted({min(size, max_batch) for size in runtime.settings.batch_sizes}):
+            for words in _PROMPT_WORDS:
+                try:
+                    self.act([Item(observation=self._blank("a " * words), seed=0)] * size)
+                except ValueError:  # longer than this model reads
+                    break
+        return len(runtime.reports())
+
     def remember(self) -> None:
         """Today's models look at one observation: no session has a past."""
 
@@ -177,14 +201,14 @@ class ServedPolicy:
                 actions[index] = row[valid].numpy()
         return [actions[index] for index in range(len(items))]
 
-    def _blank(self) -> dict[str, Any]:
+    def _blank(self, task: str = "") -> dict[str, Any]:
         blank: dict[str, Any] = {
             f"observation.images.{camera}": np.zeros((*size, 3), np.uint8)
             for camera, size in self._format.cameras.items()
         }
         if self._body.state is not None:
             blank["observation.state"] = np.asarray(self._body.state.mean, np.float32)
-        return blank | {"task": ""}
+        return blank | {"task": task}
 
 
 def _word(word: str, value: Any) -> Any:
