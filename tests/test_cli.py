@@ -98,7 +98,7 @@ def test_every_verb_has_help_without_torch(verb):
         (["eval", "--env.task", "a"], "missing --policy.path, --output_dir."),
         (["record", "--output_dir", "x", "--episodes", "many"], "--episodes"),
         (["record", "--output_dir", "x", "--resume=maybe"], "--resume is a switch"),
-        (["train", "lawam_metawrld"], "no recipe 'lawam_metawrld'. Did you mean 'lawam_metaworld'?"),
+        (["train", "lawam_metawrld"], "no recipe 'lawam_metawrld'. Did you mean 'lawam_metaworld'"),
         (["train"], "name a recipe first"),
         (["bench", "loadr"], "no benchmark 'loadr'"),
         (["import", "--output_dir", "x"], "missing SOURCE"),
