@@ -197,6 +197,32 @@ def test_batches_of_lerobot_become_the_windows_of_our_own_sampler(data, built, t
     assert each.shape == (len(rows),)
 
 
+@pytest.mark.parametrize("name", [name for name in registry.model_names() if name != "lawam"])
+def test_every_other_model_trains_its_last_stage_and_acts(data, name):
+    from lerobot.datasets.factory import resolve_delta_timestamps
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    config = make_policy_config(name, device="cpu", dtype="float32", cameras=["front"], horizon_s=0.2)
+    config.stage = config.stages[-1]
+    config.training_stage = lambda: config.stage
+    meta = metadata(data)
+    policy = make_policy(config, ds_meta=meta)
+    times = resolve_delta_timestamps(config, meta)
+    dataset = LeRobotDataset("local/disc", root=data.root, delta_timestamps=times, video_backend="pyav")
+    before, after = make_pre_post_processors(config, dataset_stats=meta.stats)
+    batch = before(torch.utils.data.default_collate([dataset[3]]))
+    policy.train()
+    loss, scalars = policy.forward(batch)
+    loss.backward()
+    assert loss.isfinite()
+    assert scalars
+    assert policy.get_optim_params()
+    present = {key: value[:, 0] if key.startswith("observation") else value for key, value in batch.items()}
+    actions = after(policy.predict_action_chunk(present))
+    assert actions.shape == (1, round(0.2 * RATE), 2)
+    assert actions.isfinite().all()
+
+
 def test_frozen_parts_keep_evaluating_and_groups_have_their_own_rates(built):
     policy = built("policy", trunk_lr_scale=0.25)
     policy.train()

@@ -36,10 +36,13 @@ if TYPE_CHECKING:
 IMAGE_PREFIX = "observation.images."
 STATE_KEY = "observation.state"
 LEROBOT_KEYS = frozenset(
-    "n_obs_steps input_features output_features device use_amp use_peft push_to_hub repo_id private tags license"
-    " pretrained_path pretrained_revision preset embodiment n_action_steps dtype normalization_mapping optimizer_lr"
-    " optimizer_betas optimizer_eps optimizer_weight_decay optimizer_grad_clip_norm scheduler_warmup_steps"
-    " scheduler_final_lr_fraction".split()
+    {
+        *("n_obs_steps", "input_features", "output_features", "device", "use_amp", "use_peft", "push_to_hub"),
+        *("repo_id", "private", "tags", "license", "pretrained_path", "pretrained_revision", "preset", "embodiment"),
+        *("n_action_steps", "dtype", "normalization_mapping", "optimizer_lr", "optimizer_betas", "optimizer_eps"),
+        *("optimizer_weight_decay", "optimizer_grad_clip_norm", "scheduler_warmup_steps"),
+        "scheduler_final_lr_fraction",
+    }
 )
 """What `lerobot-train` writes into ``config.json`` beside the model's own config; see `wamkit.integrations.lerobot`."""
 

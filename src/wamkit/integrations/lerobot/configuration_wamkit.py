@@ -24,6 +24,7 @@ from wamkit.data.windows import WindowSpec
 from wamkit.errors import WamkitError, suggest
 from wamkit.integrations.lerobot.stage_view import SecondsAhead, StageView, skeleton, stage_view
 from wamkit.models import registry
+from wamkit.models.base import WorldActionModel
 from wamkit.training.config import StageConfig
 from wamkit.training.optimizer import learning_rate_factor
 from wamkit.training.precision import resolve_precision
@@ -108,7 +109,7 @@ class WamkitConfig(PreTrainedConfig):
             embodiment_id(self.embodiment)
         self.cameras_given = getattr(self, "cameras", OF_THE_PRESET) != OF_THE_PRESET
         self._views: dict[str, StageView] = {}
-        self._stages: tuple[str, ...] | None = None
+        self._skeleton: WorldActionModel | None = None
         self._complete_model_fields()
         if self.contract is not None and not self.input_features:
             self._take_features_from_contract()
@@ -130,18 +131,22 @@ class WamkitConfig(PreTrainedConfig):
         chosen = registry.model_class(self.model_name)
         return from_dict(chosen.config_class, {name: getattr(self, name) for name in self.model_fields})
 
+    def _shape(self) -> WorldActionModel:
+        """The model without memory for its weights; built once, since LeRobot asks for every feature of a data set."""
+        if self._skeleton is None:
+            self._skeleton = skeleton(self.model_name, self.model_config())
+        return self._skeleton
+
     @property
     def stages(self) -> tuple[str, ...]:
         """The model's stages, in order."""
-        if self._stages is None:
-            self._stages = skeleton(self.model_name, self.model_config()).stages
-        return self._stages
+        return self._shape().stages
 
     def view(self, stage: str | None = None) -> StageView:
         """What a stage asks of a data set; None: the last."""
         stage = stage or self.stages[-1]
         if stage not in self._views:
-            self._views[stage] = stage_view(skeleton(self.model_name, self.model_config()), stage)
+            self._views[stage] = stage_view(self._shape(), stage)
         return self._views[stage]
 
     def training_stage(self) -> str:
@@ -150,8 +155,8 @@ class WamkitConfig(PreTrainedConfig):
         Raises:
             PolicyConfigError: none is named and there are several, it is unknown, or what it builds on is missing.
         """
-        stages = self.stages
-        stage = self.stage if self.stage is not None or len(stages) > 1 else stages[0]
+        stages = list(self.stages)
+        stage = stages[0] if self.stage is None and len(stages) == 1 else self.stage
         if stage is None:
             raise PolicyConfigError(
                 f"{self.model_name} is trained in stages, {' -> '.join(stages)}, each in a run of lerobot-train of its "
@@ -278,9 +283,9 @@ def _merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(base)
     for key, value in given.items():
         old = base.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        if both and value.get("kind", old.get("kind")) == old.get("kind"):
-            value = _merged(old, value)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            same_kind = value.get("kind", old.get("kind")) == old.get("kind")
+            value = _merged(old, value) if same_kind else value
         merged[key] = value
     return merged
 

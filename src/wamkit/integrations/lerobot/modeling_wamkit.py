@@ -207,7 +207,7 @@ class WamkitPolicy(PreTrainedPolicy):
         if config is None:
             config = configuration_wamkit.PreTrainedConfig.from_pretrained(pretrained_name_or_path, revision=revision)
             options["config"] = config
-        if not isinstance(config, cls.config_class):
+        if not isinstance(config, WamkitConfig) or not isinstance(config, cls.config_class):
             raise PolicyConfigError(f"{pretrained_name_or_path} is no {cls.name} policy; it is {config.type!r}.")
         if config.normalization_mapping is None:
             config.normalization_mapping = _stored_modes(pretrained_name_or_path, revision)
