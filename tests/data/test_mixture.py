@@ -11,7 +11,7 @@ import torch
 
 from wamkit.data.augment import Augmentation
 from wamkit.data.cache import FeatureStore, FrameStore
-from wamkit.data.mixture import Mixture, fit_normalizer, split_episodes
+from wamkit.data.mixture import Mixture, fit_normalizer
 from wamkit.data.normalize import ACTION, STATE, NormalizationError, Normalizer
 from wamkit.data.windows import MixtureEntry, WindowError, WindowSpec
 from wamkit.types import Window
@@ -131,18 +131,6 @@ def test_chosen_episodes_alone_are_drawn_and_measured(entries):
     source = entry.source
     rows = np.concatenate([source.column(ACTION)[source.episodes[e].rows] for e in (0, 2)])
     assert fit_normalizer([entry]).statistics["metaworld"][ACTION]["mean"] == pytest.approx(rows.mean(0), abs=1e-6)
-
-
-def test_training_and_held_out_split_is_stable_under_growth():
-    train, held_out = split_episodes(1000, 0.1)
-    assert sorted(train + held_out) == list(range(1000))
-    assert 70 < len(held_out) < 130
-    more = split_episodes(1500, 0.1)[1]
-    assert tuple(episode for episode in more if episode < 1000) == held_out
-    assert split_episodes(1000, 0.1, seed=1)[1] != held_out
-    assert split_episodes(5, 0.0) == (tuple(range(5)), ())
-    with pytest.raises(WindowError, match=r"\[0, 1\)"):
-        split_episodes(5, 1.0)
 
 
 def test_normalised_values_have_unit_scale(mixed):

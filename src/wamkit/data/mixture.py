@@ -18,10 +18,10 @@ from wamkit.data.windows import EntryWindows, MixtureEntry, WindowError, WindowS
 from wamkit.errors import suggest
 from wamkit.types import Window
 
-__all__ = ["Mixture", "MixtureEntry", "WindowSpec", "fit_normalizer", "split_episodes"]
+__all__ = ["Mixture", "MixtureEntry", "WindowSpec", "fit_normalizer"]
 
 # What a hashed number is for; distinct constants keep the streams apart.
-_SCHEDULE, _ORDER, _JITTER, _VIEWS, _SPLIT = range(1, 6)
+_SCHEDULE, _ORDER, _JITTER, _VIEWS = range(1, 5)
 
 
 class Mixture:
@@ -251,20 +251,6 @@ def fit_normalizer(
     heard = {key: {entry.rate_hz for entry in entries if entry.statistics_key == key} for key in rows}
     rates = {key: next(iter(found)) for key, found in heard.items() if len(found) == 1}
     return Normalizer(statistics, {STATE: state_mode, ACTION: action_mode}, rates=rates, **settings)
-
-
-def split_episodes(count: int, held_out_fraction: float, *, seed: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(training, held-out) episodes by a hash of each number: an episode stays on its side when others are added.
-
-    Args:
-        count: Episodes of the recording.
-        held_out_fraction: In [0, 1).
-        seed: Another split.
-    """
-    if not 0.0 <= held_out_fraction < 1.0:
-        raise WindowError(f"held_out_fraction is {held_out_fraction}; it lies in [0, 1).")
-    held = uniform(seed, _SPLIT, np.arange(count)) < held_out_fraction
-    return tuple(np.flatnonzero(~held).tolist()), tuple(np.flatnonzero(held).tolist())
 
 
 def _place(
