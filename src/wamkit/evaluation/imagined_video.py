@@ -22,7 +22,7 @@ from wamkit.evaluation.results import refuse_non_finite
 from wamkit.evaluation.world_metrics import WorldMetricsError, ratio_interval
 
 if TYPE_CHECKING:
-    from wamkit.models.video_world_model import VideoWorldModel
+    from wamkit.models.base import WorldActionModel
     from wamkit.types import Window
 
 _ALEXNET = "alexnet-owt-7be5be79.pth"
@@ -47,7 +47,7 @@ def ssim(made: Float[Tensor, "n T 3 h w"], real: Float[Tensor, "n T 3 h w"]) -> 
 
 @torch.no_grad()
 def video_report(
-    model: VideoWorldModel,
+    model: WorldActionModel,
     windows: Sequence[Window],
     episodes: Sequence[int] | np.ndarray,
     *,
@@ -58,7 +58,7 @@ def video_report(
     """Pixel error against horizon, on held-out windows.
 
     Args:
-        model: Imagines pixels.
+        model: Imagines pixels, and has ``pictures_of`` and ``reconstruction_of`` as `VideoWorldModel` has.
         windows: Batches whose frames are the model's own clip.
         episodes: Episode of each window over all batches.
         provenance: From `wamkit.evaluation.provenance.collect`.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from wamkit.data.windows import WindowSpec
 from wamkit.models.light_wam.config import preset
 from wamkit.training.config import DatasetConfig, StageConfig, TrainConfig
@@ -14,7 +16,7 @@ def light_wam_metaworld() -> TrainConfig:
     ``wam train light_wam_metaworld --dataset.roots DIR``.
     """
     model = preset("tiny")
-    clip = dict(frame_offsets_s=model.frame_offsets_s, cameras=model.cameras, resolution=model.resolution)
+    clip = WindowSpec(frame_offsets_s=model.frame_offsets_s, cameras=model.cameras, resolution=model.resolution)
     return TrainConfig(
         name="light_wam_metaworld",
         model="light_wam",
@@ -23,7 +25,7 @@ def light_wam_metaworld() -> TrainConfig:
         stages=(
             StageConfig(
                 name="vae",
-                window=WindowSpec(**clip),
+                window=clip,
                 steps=600,
                 batch_size=8,
                 learning_rate=1e-3,
@@ -33,7 +35,7 @@ def light_wam_metaworld() -> TrainConfig:
             StageConfig(
                 name="video",
                 # Latents of every clip, encoded once by the VAE that is now frozen; stage policy reads the same store.
-                window=WindowSpec(**clip, feature_views=1),
+                window=replace(clip, feature_views=1),
                 steps=600,
                 batch_size=32,
                 learning_rate=1e-3,
@@ -42,7 +44,7 @@ def light_wam_metaworld() -> TrainConfig:
             ),
             StageConfig(
                 name="policy",
-                window=WindowSpec(**clip, feature_views=1, chunk_s=model.horizon_s, max_actions=model.max_actions),
+                window=replace(clip, feature_views=1, chunk_s=model.horizon_s, max_actions=model.max_actions),
                 steps=1500,
                 batch_size=32,
                 learning_rate=1e-3,
