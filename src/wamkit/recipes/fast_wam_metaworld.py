@@ -26,7 +26,7 @@ def fast_wam_metaworld() -> TrainConfig:
             StageConfig(
                 name="vae",
                 window=clip,
-                steps=600,
+                steps=400,
                 batch_size=8,
                 learning_rate=1e-3,
                 betas=(0.9, 0.95),
@@ -36,7 +36,7 @@ def fast_wam_metaworld() -> TrainConfig:
                 name="video",
                 # Latents of every clip, encoded once by the VAE that is now frozen; stage policy reads the same store.
                 window=replace(clip, feature_views=1),
-                steps=600,
+                steps=400,
                 batch_size=32,
                 learning_rate=1e-3,
                 betas=(0.9, 0.95),
@@ -45,7 +45,7 @@ def fast_wam_metaworld() -> TrainConfig:
             StageConfig(
                 name="policy",
                 window=replace(clip, feature_views=1, chunk_s=model.horizon_s, max_actions=model.max_actions),
-                steps=1500,
+                steps=1000,
                 batch_size=32,
                 learning_rate=1e-3,
                 betas=(0.9, 0.95),
