@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from wamkit.cli.progress import progress_bar
 from wamkit.data.contract_terms import BodyContract, Contract
@@ -176,4 +177,7 @@ def random_policy() -> Policy:
     normalizer = Normalizer({"metaworld": {"observation.state": unit, "action": unit}}, rates={"metaworld": 80.0})
     body = BodyContract(embodiment="metaworld", statistics="metaworld", rate_hz=80.0, cameras=())
     contract = Contract(cameras=(), resolution=(128, 128), resize="stretch", horizon_s=0.2, bodies=(body,))
-    return Policy(build("lawam", "tiny").eval(), normalizer, contract)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build("lawam", "tiny")
+    return Policy(model.eval(), normalizer, contract)
