@@ -239,5 +239,5 @@ class WanVAE(nn.Module):
 
 
 def _full_precision(like: Tensor) -> AbstractContextManager:
-    """No autocast on a CPU: there convolutions in three dimensions take many times as long in bfloat16 (docs/log.md)."""
+    """No autocast on a CPU: three-dimensional convolutions take many times as long there in bfloat16 (docs/log.md)."""
     return torch.autocast("cpu", enabled=False) if like.device.type == "cpu" else nullcontext()
