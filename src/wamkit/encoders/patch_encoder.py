@@ -3,7 +3,7 @@
 A ViT over patches, trained on the run's own frames in a first stage by one of two objectives: a masked
 autoencoder (MAE, arXiv 2111.06377) or a joint-embedding predictor kept from collapse by SIGReg
 (LeWorldModel, arXiv 2603.19312). Which serves better is measured by a linear probe of end-effector and object
-position; the numbers are in the LaWAM page of the documentation.
+position; the numbers are on the documentation's page of benchmarks.
 """
 
 from __future__ import annotations
