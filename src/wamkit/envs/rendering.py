@@ -81,6 +81,8 @@ def import_mujoco() -> ModuleType:
         RenderingError: ``MUJOCO_GL`` names an OpenGL that cannot be loaded, or MuJoCo is not installed.
     """
     if "mujoco" in sys.modules:
+        # Other libraries choose their contexts by it at any time, and without a display must not try a window's.
+        os.environ.setdefault("MUJOCO_GL", choose_backend())
         return sys.modules["mujoco"]
     users = os.environ.get("MUJOCO_GL")
     backend = choose_backend()
