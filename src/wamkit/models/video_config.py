@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from wamkit.data.canvas import CanvasKind
 from wamkit.dynamics.video_dit import VideoDiTConfig
 from wamkit.encoders.umt5 import UMT5Settings
 from wamkit.encoders.wan_vae import WanVAEConfig
+from wamkit.models.chunk import StepRounding
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class VideoModelConfig:
     """Pictures of a clip, the present included, evenly spread over the horizon; 4 n + 1."""
     max_actions: int = 32
     """Action tokens of a chunk, padding included."""
-    valid_steps: Literal["round", "floor"] = "round"
+    valid_steps: StepRounding = "round"
     """How tau * rate becomes a number of actions."""
     max_state_dim: int = 8
     """Proprioception is padded to this and becomes one more token among the words."""
@@ -62,3 +63,42 @@ def byte_text(width: int, *, max_tokens: int, layers: int = 2) -> UMT5Settings:
         max_tokens=max_tokens,
         prompt="{task}",
     )
+
+
+def compact_vae(width: int) -> WanVAEConfig:
+    """A VAE of Wan2.2's kind, 16 x 16 x 4 pixels to 48 channels, at a small width, trained on the run's own frames."""
+    return WanVAEConfig(
+        weights=None,
+        channels=48,
+        width=width,
+        multipliers=(1, 2, 2),
+        residual_blocks=1,
+        temporal_downsample=(True, True),
+        residual=True,
+        patch=4,
+    )
+
+
+def self_trained(vae: WanVAEConfig, video: VideoDiTConfig, *, max_tokens: int, max_state_dim: int) -> dict[str, Any]:
+    """Fields of a preset without published weights: one near view of MetaWorld, five pictures over 0.2 s."""
+    return dict(
+        vae=vae,
+        text=byte_text(video.text_width, max_tokens=max_tokens),
+        video=video,
+        cameras=("corner2_near",),
+        canvas="single",
+        resolution=(128, 128),
+        horizon_s=0.2,
+        video_frames=5,
+        max_actions=16,
+        max_state_dim=max_state_dim,
+        imagine_steps=10,
+    )
+
+
+def tiny_video() -> dict[str, Any]:
+    """`self_trained` in the size of the ``tiny`` presets."""
+    video = VideoDiTConfig(
+        weights=None, patch=(1, 1, 1), channels=48, heads=4, head_width=32, mlp_width=384, layers=6, text_width=64
+    )
+    return self_trained(compact_vae(16), video, max_tokens=64, max_state_dim=32)

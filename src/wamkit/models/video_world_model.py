@@ -30,6 +30,8 @@ from wamkit.encoders.latent_clips import LatentClips
 from wamkit.encoders.umt5 import UMT5Text
 from wamkit.encoders.wan_vae import WanVAE
 from wamkit.models.base import StageError, WorldActionModel
+from wamkit.models.chunk import chunk_times, padded
+from wamkit.models.fake_window import fake_robot_window
 from wamkit.models.video_config import VideoModelConfig
 from wamkit.types import Future, Losses, LossTerm, Observation, Window
 
@@ -139,13 +141,9 @@ class VideoWorldModel(WorldActionModel):
         features = self.text(task, weight.device)
         if state is None:
             return features, None
-        if state.shape[-1] > weight.shape[1]:
-            raise ValueError(
-                f"the data have {state.shape[-1]} dimensions, the model takes {weight.shape[1]}: use a wider config"
-            )
         known = torch.ones_like(state, dtype=torch.bool) if state_valid is None else state_valid
-        padded = F.pad(torch.where(known, state, 0.0), (0, weight.shape[1] - state.shape[-1]))
-        token = self.proprioception(padded.to(weight.dtype)).unsqueeze(1).to(features.dtype)
+        values = padded(torch.where(known, state, 0.0), weight.shape[1])
+        token = self.proprioception(values.to(weight.dtype)).unsqueeze(1).to(features.dtype)
         all_words = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
         return torch.cat([features, token], dim=1), torch.cat([all_words, known.any(dim=1, keepdim=True)], dim=1)
 
@@ -200,20 +198,15 @@ class VideoWorldModel(WorldActionModel):
         Raises:
             ValueError: the actions are wider than the model takes.
         """
-        if window.actions.shape[-1] > width:
-            raise ValueError(
-                f"the data have {window.actions.shape[-1]} dimensions, the model takes {width}: use a wider config"
-            )
-        padding = (0, width - window.actions.shape[-1])
-        clean = F.pad(torch.where(window.action_valid, window.actions, 0.0), padding)
-        return clean, F.pad(window.action_valid, padding) & (window.embodiment != 0)[:, None, None]
+        clean = padded(torch.where(window.action_valid, window.actions, 0.0), width)
+        return clean, padded(window.action_valid, width) & (window.embodiment != 0)[:, None, None]
 
     def chunk_times(self, rate_hz: Float[Tensor, "B"]) -> tuple[Float[Tensor, "B K"], Bool[Tensor, "B K"]]:
         """Time stamps i/h of a chunk, and which of its steps lie inside the horizon."""
-        exact = self.config.horizon_s * rate_hz
-        steps = exact.round() if self.config.valid_steps == "round" else (exact + 1e-4).floor()
-        index = torch.arange(self.config.max_actions, device=rate_hz.device)
-        return index / rate_hz[:, None], index < steps[:, None]
+        config = self.config
+        return chunk_times(
+            rate_hz, horizon_s=config.horizon_s, max_actions=config.max_actions, valid_steps=config.valid_steps
+        )
 
     # Imagination
 
@@ -264,28 +257,18 @@ class VideoWorldModel(WorldActionModel):
 
     def fake_window(self, batch_size: int = 2, *, stage: str | None = None, seed: int = 0) -> Window:
         """Random frames, states and actions of a robot at half its padded chunk's rate."""
-        generator, config = torch.Generator().manual_seed(seed), self.config
-        frames, chunk = config.video_frames, config.max_actions
-        rate = torch.full((batch_size,), round(0.5 * chunk) / config.horizon_s)
-        times, inside = self.chunk_times(rate)
-        action_dim, state_dim = min(7, self.action_width), min(8, config.max_state_dim)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator)
-
-        shape = (batch_size, frames, 3, *config.resolution)
-        return Window(
-            frames={c: torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for c in config.cameras},
-            frame_times=torch.tensor(config.frame_offsets_s).expand(batch_size, -1),
-            frame_valid={camera: torch.ones(batch_size, frames, dtype=torch.bool) for camera in config.cameras},
-            state=normal(batch_size, frames, state_dim),
-            state_valid=torch.ones(batch_size, frames, state_dim, dtype=torch.bool),
-            actions=normal(batch_size, chunk, action_dim),
-            action_valid=inside[:, :, None].expand(-1, -1, action_dim),
-            action_times=times,
-            rate_hz=rate,
-            task=("open the drawer",) * batch_size,
-            embodiment=torch.ones(batch_size, dtype=torch.long),
+        config = self.config
+        return fake_robot_window(
+            batch_size=batch_size,
+            cameras=config.cameras,
+            size=config.resolution,
+            frame_times=config.frame_offsets_s,
+            horizon_s=config.horizon_s,
+            max_actions=config.max_actions,
+            valid_steps=config.valid_steps,
+            state_dim=min(8, config.max_state_dim),
+            action_dim=min(7, self.action_width),
+            seed=seed,
         )
 
     @property

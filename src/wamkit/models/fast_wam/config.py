@@ -8,9 +8,9 @@ from typing import Literal
 from wamkit.actions.action_dit import ActionDiTConfig
 from wamkit.dynamics.video_dit import VideoDiTConfig, wan22_5b
 from wamkit.encoders.umt5 import UMT5Settings
-from wamkit.encoders.wan_vae import WanVAEConfig, wan22_vae
+from wamkit.encoders.wan_vae import wan22_vae
 from wamkit.errors import WamkitError, suggest
-from wamkit.models.video_config import VideoModelConfig, byte_text
+from wamkit.models.video_config import VideoModelConfig, compact_vae, self_trained, tiny_video
 
 Mode = Literal["uncond", "joint", "idm"]
 
@@ -41,69 +41,20 @@ def preset(name: str) -> FastWAMConfig:
             vae=wan22_vae(), video=wan22_5b(), text=UMT5Settings(weights="Wan-AI/Wan2.2-TI2V-5B-Diffusers")
         )
     if name == "small":
+        video = VideoDiTConfig(
+            weights=None,
+            patch=(1, 1, 1),
+            channels=48,
+            heads=6,
+            head_width=64,
+            mlp_width=1024,
+            layers=12,
+            text_width=256,
+        )
         return FastWAMConfig(
-            vae=WanVAEConfig(
-                weights=None,
-                channels=48,
-                width=48,
-                multipliers=(1, 2, 2),
-                residual_blocks=1,
-                temporal_downsample=(True, True),
-                residual=True,
-                patch=4,
-            ),
-            text=byte_text(256, max_tokens=128),
-            video=VideoDiTConfig(
-                weights=None,
-                patch=(1, 1, 1),
-                channels=48,
-                heads=6,
-                head_width=64,
-                mlp_width=1024,
-                layers=12,
-                text_width=256,
-            ),
-            cameras=("corner2_near",),
-            canvas="single",
-            resolution=(128, 128),
-            horizon_s=0.2,
-            video_frames=5,
-            max_actions=16,
-            max_state_dim=16,
-            imagine_steps=10,
+            **self_trained(compact_vae(48), video, max_tokens=128, max_state_dim=16),
             action=ActionDiTConfig(action_dim=16, width=192, mlp_width=768),
         )
     if name == "tiny":
-        return FastWAMConfig(
-            vae=WanVAEConfig(
-                weights=None,
-                channels=48,
-                width=16,
-                multipliers=(1, 2, 2),
-                residual_blocks=1,
-                temporal_downsample=(True, True),
-                residual=True,
-                patch=4,
-            ),
-            text=byte_text(64, max_tokens=64),
-            video=VideoDiTConfig(
-                weights=None,
-                patch=(1, 1, 1),
-                channels=48,
-                heads=4,
-                head_width=32,
-                mlp_width=384,
-                layers=6,
-                text_width=64,
-            ),
-            cameras=("corner2_near",),
-            canvas="single",
-            resolution=(128, 128),
-            horizon_s=0.2,
-            video_frames=5,
-            max_actions=16,
-            max_state_dim=32,
-            imagine_steps=10,
-            action=ActionDiTConfig(action_dim=32, width=96, mlp_width=256),
-        )
+        return FastWAMConfig(**tiny_video(), action=ActionDiTConfig(action_dim=32, width=96, mlp_width=256))
     raise WamkitError(f"Fast-WAM has no preset {name!r}.{suggest(name, ('tiny', 'small', 'paper'))}")

@@ -13,6 +13,7 @@ from wamkit.encoders.patch_encoder import PatchEncoderConfig
 from wamkit.encoders.qwen3_vl import Qwen3VLSettings
 from wamkit.errors import WamkitError, suggest
 from wamkit.losses.reconstruction import ReconstructionKind
+from wamkit.models.chunk import StepRounding
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class LaWAMConfig:
     """tau: the chunk's length and the subgoal's distance in physical time."""
     max_actions: int = 50
     """Action tokens of a chunk, padding included."""
-    valid_steps: Literal["round", "floor"] = "round"
+    valid_steps: StepRounding = "round"
     """How tau * rate becomes a number of actions: the paper rounds (Eq. 6), the code floors."""
 
     subgoal: Literal["insulated", "coupled", "latent_action_only", "none"] = "insulated"

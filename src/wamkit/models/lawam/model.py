@@ -26,6 +26,8 @@ from wamkit.losses.latent_action import distillation, kl_to_standard_normal
 from wamkit.losses.reconstruction import reconstruction
 from wamkit.losses.reduction import masked_mean, sample_mean
 from wamkit.models.base import Capabilities, ParameterGroup, StageError, WorldActionModel
+from wamkit.models.chunk import chunk_times, padded
+from wamkit.models.fake_window import fake_robot_window
 from wamkit.models.lawam.config import LaWAMConfig, preset
 from wamkit.models.phases import ActPhases
 from wamkit.nn.adaln import AdaLNZeroBlock
@@ -229,7 +231,7 @@ class LaWAM(WorldActionModel):
         change = window.state[:, -1] - window.state[:, 0]
         mask = window.state_valid[:, 0] & window.state_valid[:, -1] & (window.embodiment != 0)[:, None] & valid[:, None]
         width = self.config.latent_action.max_state_dim
-        state = _pad(torch.where(window.state_valid[:, 0], window.state[:, 0], 0.0), width)
+        state = padded(torch.where(window.state_valid[:, 0], window.state[:, 0], 0.0), width)
         guess = self.lam.state_predictor(latent, state, window.embodiment)[:, : change.shape[-1]].float()
         value, has_state = masked_mean((guess - torch.where(mask, change, 0.0)).square(), mask)
         terms["state"] = LossTerm(value=value, valid=has_state, weight=self.config.state_weight)
@@ -262,7 +264,7 @@ class LaWAM(WorldActionModel):
     def _flow_loss(self, window: Window, intention: Intention, generator: torch.Generator | None) -> LossTerm:
         context = self._context(intention)
         draws, device = self.config.noise_draws, window.actions.device
-        clean = _pad(torch.where(window.action_valid, window.actions, 0.0), self.config.action.action_dim)
+        clean = padded(torch.where(window.action_valid, window.actions, 0.0), self.config.action.action_dim)
         clean = clean.unsqueeze(1).expand(-1, draws, -1, -1)
         noise = torch.randn(clean.shape, generator=generator, device=device)
         uniform = torch.rand(clean.shape[:2], generator=generator, device=device)
@@ -276,7 +278,7 @@ class LaWAM(WorldActionModel):
             window.embodiment,
         )
         error = flow_matching.squared_error(velocity.float(), flow_matching.velocity_to_data(clean, noise))
-        mask = _pad(window.action_valid, self.config.action.action_dim) & (window.embodiment != 0)[:, None, None]
+        mask = padded(window.action_valid, self.config.action.action_dim) & (window.embodiment != 0)[:, None, None]
         value, valid = masked_mean(error, mask.unsqueeze(1).expand_as(error))
         return LossTerm(value=value, valid=valid)
 
@@ -329,11 +331,10 @@ class LaWAM(WorldActionModel):
 
     def chunk_times(self, rate_hz: Float[Tensor, "B"]) -> tuple[Float[Tensor, "B K"], Bool[Tensor, "B K"]]:
         """Time stamps i/h of a chunk, and which of its tokens lie inside the horizon (Eq. 6)."""
-        exact = self.config.horizon_s * rate_hz
-        # A horizon of 0.3 s at 20 Hz is 5.999... in floating point: floor what is meant, not what is stored.
-        steps = exact.round() if self.config.valid_steps == "round" else (exact + 1e-4).floor()
-        index = torch.arange(self.config.max_actions, device=rate_hz.device)
-        return index / rate_hz[:, None], index < steps[:, None]
+        config = self.config
+        return chunk_times(
+            rate_hz, horizon_s=config.horizon_s, max_actions=config.max_actions, valid_steps=config.valid_steps
+        )
 
     @torch.no_grad()
     def act(
@@ -424,37 +425,16 @@ class LaWAM(WorldActionModel):
 
     def fake_window(self, batch_size: int = 2, *, stage: str | None = None, seed: int = 0) -> Window:
         """Random frames, states and actions of a robot at half its padded chunk's rate."""
-        generator = torch.Generator().manual_seed(seed)
-        config, frames = self.config, 1 if stage == "encoder" else 2
-        side, chunk = self.vision_encoder.resolution, config.max_actions
-        rate = torch.full((batch_size,), round(0.5 * chunk) / config.horizon_s)
-        times, inside = self.chunk_times(rate)
-        action_dim, state_dim = min(7, config.action.action_dim), min(8, config.latent_action.max_state_dim)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator)
-
-        shape = (batch_size, frames, 3, side, side)
-        return Window(
-            frames={
-                camera: torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-                for camera in config.cameras
-            },
-            frame_times=torch.linspace(0.0, config.horizon_s, frames).expand(batch_size, -1),
-            frame_valid={camera: torch.ones(batch_size, frames, dtype=torch.bool) for camera in config.cameras},
-            state=normal(batch_size, frames, state_dim),
-            state_valid=torch.ones(batch_size, frames, state_dim, dtype=torch.bool),
-            actions=normal(batch_size, chunk, action_dim),
-            action_valid=inside[:, :, None].expand(-1, -1, action_dim),
-            action_times=times,
-            rate_hz=rate,
-            task=("open the drawer",) * batch_size,
-            embodiment=torch.ones(batch_size, dtype=torch.long),
+        config, side = self.config, self.vision_encoder.resolution
+        return fake_robot_window(
+            batch_size=batch_size,
+            cameras=config.cameras,
+            size=(side, side),
+            frame_times=(0.0,) if stage == "encoder" else (0.0, config.horizon_s),
+            horizon_s=config.horizon_s,
+            max_actions=config.max_actions,
+            valid_steps=config.valid_steps,
+            state_dim=min(8, config.latent_action.max_state_dim),
+            action_dim=min(7, config.action.action_dim),
+            seed=seed,
         )
-
-
-def _pad(x: Tensor, width: int) -> Tensor:
-    """Zeros (or False) on the last axis up to ``width``."""
-    if x.shape[-1] > width:
-        raise ValueError(f"the data have {x.shape[-1]} dimensions, the model takes {width}: use a wider config")
-    return nn.functional.pad(x, (0, width - x.shape[-1]))

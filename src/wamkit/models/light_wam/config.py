@@ -9,7 +9,7 @@ from wamkit.dynamics.video_dit import LoRASettings, VideoDiTConfig
 from wamkit.dynamics.video_flow import Pooling
 from wamkit.encoders.wan_vae import WanVAEConfig
 from wamkit.errors import WamkitError, suggest
-from wamkit.models.video_config import VideoModelConfig, byte_text
+from wamkit.models.video_config import VideoModelConfig, self_trained, tiny_video
 
 
 @dataclass(frozen=True)
@@ -49,28 +49,20 @@ def preset(name: str) -> LightWAMConfig:
     if name == "paper":
         return LightWAMConfig()
     if name == "small":
+        vae = WanVAEConfig(
+            weights=None,
+            channels=16,
+            width=32,
+            multipliers=(1, 2, 4),
+            residual_blocks=1,
+            temporal_downsample=(True, True),
+            patch=2,
+        )
+        video = VideoDiTConfig(
+            weights=None, channels=16, heads=6, head_width=64, mlp_width=1024, layers=12, text_width=256
+        )
         return LightWAMConfig(
-            vae=WanVAEConfig(
-                weights=None,
-                channels=16,
-                width=32,
-                multipliers=(1, 2, 4),
-                residual_blocks=1,
-                temporal_downsample=(True, True),
-                patch=2,
-            ),
-            text=byte_text(256, max_tokens=128),
-            video=VideoDiTConfig(
-                weights=None, channels=16, heads=6, head_width=64, mlp_width=1024, layers=12, text_width=256
-            ),
-            cameras=("corner2_near",),
-            canvas="single",
-            resolution=(128, 128),
-            horizon_s=0.2,
-            video_frames=5,
-            max_actions=16,
-            max_state_dim=16,
-            imagine_steps=10,
+            **self_trained(vae, video, max_tokens=128, max_state_dim=16),
             lora=LoRASettings(rank=32, alpha=64.0),
             adapters=(3, 6, 9),
             adapter_width=96,
@@ -78,35 +70,7 @@ def preset(name: str) -> LightWAMConfig:
         )
     if name == "tiny":
         return LightWAMConfig(
-            vae=WanVAEConfig(
-                weights=None,
-                channels=48,
-                width=16,
-                multipliers=(1, 2, 2),
-                residual_blocks=1,
-                temporal_downsample=(True, True),
-                residual=True,
-                patch=4,
-            ),
-            text=byte_text(64, max_tokens=64),
-            video=VideoDiTConfig(
-                weights=None,
-                patch=(1, 1, 1),
-                channels=48,
-                heads=4,
-                head_width=32,
-                mlp_width=384,
-                layers=6,
-                text_width=64,
-            ),
-            cameras=("corner2_near",),
-            canvas="single",
-            resolution=(128, 128),
-            horizon_s=0.2,
-            video_frames=5,
-            max_actions=16,
-            max_state_dim=32,
-            imagine_steps=10,
+            **tiny_video(),
             lora=LoRASettings(rank=32, alpha=64.0),
             adapters=(1, 3, 5),
             adapter_width=64,

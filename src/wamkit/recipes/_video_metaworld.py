@@ -1,0 +1,48 @@
+"""What the recipes of all models on a video backbone share: VAE, video, policy on recorded MetaWorld demonstrations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from wamkit.data.windows import WindowSpec
+from wamkit.models.video_config import VideoModelConfig
+from wamkit.training.config import DatasetConfig, StageConfig, TrainConfig
+
+
+def video_metaworld(name: str, model: VideoModelConfig, *, policy_steps: int) -> TrainConfig:
+    """One language-conditioned policy for all tasks of the recordings; lengths fit a laptop without a GPU.
+
+    Args:
+        name: of the model.
+        model: its ``tiny`` preset, which says what the windows hold.
+        policy_steps: of the last stage.
+    """
+    clip = WindowSpec(frame_offsets_s=model.frame_offsets_s, cameras=model.cameras, resolution=model.resolution)
+    # Latents of every clip, encoded once by the VAE that is then frozen; both later stages read the same store.
+    stored = replace(clip, feature_views=1)
+
+    def stage(name: str, window: WindowSpec, steps: int, batch_size: int, warmup_steps: int) -> StageConfig:
+        return StageConfig(
+            name=name,
+            window=window,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=1e-3,
+            betas=(0.9, 0.95),
+            warmup_steps=warmup_steps,
+        )
+
+    acting = replace(stored, chunk_s=model.horizon_s, max_actions=model.max_actions)
+    return TrainConfig(
+        name=f"{name}_metaworld",
+        model=name,
+        preset="tiny",
+        dataset=DatasetConfig(holdout_episodes=3),
+        stages=(
+            stage("vae", clip, 400, 8, 30),
+            stage("video", stored, 400, 32, 30),
+            stage("policy", acting, policy_steps, 32, 50),
+        ),
+        save_every=400,
+        output_dir=f"outputs/{name}_metaworld",
+    )
