@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from wamkit.encoders.base import ClipError, VideoTokenizer
 from wamkit.encoders.wan_vae import WanVAE, WanVAEConfig, wan22_vae
 
 CONFIG = WanVAEConfig(
@@ -58,6 +59,31 @@ def test_decoding_is_diffusers_own_up_to_its_clamp(vae):
     torch.testing.assert_close(vae.decode(latents), ((expected + 1) / 2).clamp(0, 1).transpose(1, 2))
 
 
+@torch.no_grad()
+def test_a_stream_gives_the_latents_of_the_whole(vae):
+    clip = clips(13)
+    whole, stream = vae.encode(clip), vae.stream()
+    pieces = []
+    for start, end in ((0, 5), (5, 9), (9, 13)):
+        pieces.append(stream.push(clip[:, start:end]))
+        vae.encode(clips(5))  # what is encoded in between does not disturb the stream
+    torch.testing.assert_close(torch.cat(pieces, dim=2), whole, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ClipError, match="it takes 4 for each latent frame"):
+        stream.push(clip[:, :5])
+    with pytest.raises(ClipError, match="begin a new stream"):
+        stream.push(clip[:, :4, :, :8])
+    with pytest.raises(ClipError, match="takes 1, 5, 9"):
+        vae.stream().push(clip[:, :4])
+
+
+def test_what_a_model_reads_of_a_tokenizer(vae):
+    assert isinstance(vae, VideoTokenizer)
+    assert (vae.latent_width, vae.latent_frames(9), vae.latent_size(16, 32)) == (4, 3, (16 // vae.cell, 32 // vae.cell))
+    assert vae.target_width is None
+    with pytest.raises(ValueError, match="give no targets"):
+        vae.pretrain_losses(clips(), targets=torch.zeros(2, 5, 4, 8))
+
+
 def test_the_first_stage_learns_and_standardises():
     torch.manual_seed(0)
     vae = WanVAE(FOLDED)
@@ -89,7 +115,7 @@ def test_the_first_stage_learns_and_standardises():
 def test_clips_that_do_not_fit_are_refused(vae):
     with pytest.raises(ValueError, match="takes 1, 5, 9"):
         vae.encode(clips(4))
-    with pytest.raises(ValueError, match="no multiple of the VAE's cell"):
+    with pytest.raises(ValueError, match="no multiple of"):
         vae.encode(clips(5, 18))
 
 

@@ -8,22 +8,20 @@ the run's own frames in a first stage.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
+from wamkit.encoders.base import VideoTokenizer, check_piece, digest_of
 from wamkit.losses.latent_action import kl_to_standard_normal
 from wamkit.losses.reconstruction import reconstruction
 from wamkit.losses.reduction import sample_mean
-
-TEMPORAL = 4
-"""Pictures of one latent frame after the first; fixed in diffusers' encoder."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def wan22_vae() -> WanVAEConfig:
     )
 
 
-class WanVAE(nn.Module):
+class WanVAE(VideoTokenizer):
     """`diffusers.AutoencoderKLWan` with its latents standardised channel by channel.
 
     Published weights bring the latents' means and deviations with them; a VAE of our own keeps running ones while it
@@ -80,7 +78,7 @@ class WanVAE(nn.Module):
         from diffusers import AutoencoderKLWan
 
         super().__init__()
-        if sum(config.temporal_downsample) != int(math.log2(TEMPORAL)):
+        if sum(config.temporal_downsample) != int(math.log2(self.TEMPORAL)):
             raise ValueError(
                 f"temporal_downsample is {config.temporal_downsample}: exactly two levels must halve the time"
             )
@@ -135,34 +133,31 @@ class WanVAE(nn.Module):
         self.latent_std.copy_(torch.tensor(published.config["latents_std"]))
 
     @property
+    def latent_width(self) -> int:
+        """Channels of one latent cell."""
+        return self.config.channels
+
+    @property
+    def cell(self) -> int:
+        """Pixels of a side of one latent cell."""
+        return self.config.cell
+
+    @property
     def preprocessing(self) -> str:
         """What is done to uint8 pictures, in words that change when it changes."""
         return f"wan_vae:x/127.5-1:cell{self.config.cell}:standardised"
 
-    def latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """Cells of a picture in height and width.
-
-        Raises:
-            ValueError: the picture is not a whole number of cells.
-        """
-        if height % self.config.cell or width % self.config.cell:
-            raise ValueError(f"{height} x {width} pixels are no multiple of the VAE's cell of {self.config.cell}")
-        return height // self.config.cell, width // self.config.cell
-
-    def latent_frames(self, pictures: int) -> int:
-        """Latent frames of a clip.
-
-        Raises:
-            ValueError: the clip's length is not 4 n + 1.
-        """
-        if (pictures - 1) % TEMPORAL:
-            raise ValueError(f"a clip of {pictures} pictures does not fit the VAE: it takes 1, 5, 9, 13, ...")
-        return 1 + (pictures - 1) // TEMPORAL
-
     def encode(self, clip: UInt8[Tensor, "B T 3 H W"]) -> Float[Tensor, "B C F h w"]:
         """Standardised latents, the posterior's means: one frame for the first picture and one for each four more."""
-        mean = self._posterior(self.pixels(clip)).mean
-        return (mean.float() - self._of_channels(self.latent_mean)) / self._of_channels(self.latent_std)
+        return self.standardised(self._posterior(self.pixels(clip)).mean)
+
+    def standardised(self, raw: Float[Tensor, "B C F h w"]) -> Float[Tensor, "B C F h w"]:
+        """Channel by channel, in float32."""
+        return (raw.float() - self._of_channels(self.latent_mean)) / self._of_channels(self.latent_std)
+
+    def stream(self) -> WanStream:
+        """Begin to encode a video whose pictures come one after the other."""
+        return WanStream(self)
 
     def decode(self, latents: Float[Tensor, "B C F h w"]) -> Float[Tensor, "B T 3 H W"]:
         """Pictures in [0, 1] of standardised latents, of whatever grid."""
@@ -170,12 +165,20 @@ class WanVAE(nn.Module):
         return ((self._pictures(raw).float() + 1.0) / 2.0).clamp(0.0, 1.0).transpose(1, 2)
 
     def pretrain_losses(
-        self, clip: UInt8[Tensor, "B T 3 H W"], generator: torch.Generator | None = None
+        self,
+        clip: UInt8[Tensor, "B T 3 H W"],
+        generator: torch.Generator | None = None,
+        targets: Float[Tensor, "B P N D"] | None = None,
     ) -> dict[str, Float[Tensor, "B"]]:
         """Losses of the first stage, already weighted: absolute pixel error and a slight pull of the posterior.
 
         In training mode the latents' running mean and deviation move as well.
+
+        Raises:
+            ValueError: targets are given, to which nothing here is aligned.
         """
+        if targets is not None:
+            raise ValueError("Wan's VAE is not aligned with a representation (target_width is None): give no targets")
         target = self.pixels(clip)
         posterior = self._posterior(target)
         if self.training:
@@ -194,15 +197,15 @@ class WanVAE(nn.Module):
         """Pictures in [-1, 1], as the network takes them."""
         self.latent_frames(clip.shape[1])
         self.latent_size(*clip.shape[-2:])
+        return self.to_network(clip)
+
+    def to_network(self, clip: UInt8[Tensor, "B n 3 H W"]) -> Float[Tensor, "B 3 n H W"]:
+        """Pictures in [-1, 1], whatever their number."""
         return (clip.transpose(1, 2).float() / 127.5 - 1.0).to(self.model.post_quant_conv.weight.dtype)
 
     def weights_hash(self) -> str:
         """SHA-256 over names, shapes and values of all that `encode` depends on: the latent store's key."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return digest_of(self.state_dict())
 
     def _posterior(self, pixels: Tensor):
         with _full_precision(pixels):
@@ -236,6 +239,35 @@ class WanVAE(nn.Module):
         mean, std = latents.mean(dim=(0, 2, 3, 4)), latents.std(dim=(0, 2, 3, 4))
         self.latent_mean.lerp_(mean, share)
         self.latent_std.lerp_(std.clamp(min=1e-4), share)
+
+
+class WanStream:
+    """Encodes a video piece by piece; diffusers' convolutions keep what they still need of the pictures before."""
+
+    def __init__(self, vae: WanVAE) -> None:
+        vae.model.clear_cache()
+        self.vae, self.size = vae, None
+        self.memory: list[Tensor | str | None] = [None] * vae.model._enc_conv_num
+
+    def push(self, pictures: UInt8[Tensor, "B n 3 H W"]) -> Float[Tensor, "B C f h w"]:
+        """See `VideoStream.push`."""
+        from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
+
+        vae, count = self.vae, pictures.shape[1]
+        first = self.size is None
+        check_piece(vae, pictures, self.size)
+        self.size = pictures.shape[0], *pictures.shape[-2:]
+        x = vae.to_network(pictures)
+        if vae.config.patch is not None:
+            x = patchify(x, vae.config.patch)
+        cuts = [0, *range(1 if first else vae.TEMPORAL, count + 1, vae.TEMPORAL)]
+        with _full_precision(x):
+            pieces = [
+                vae.model.encoder(x[:, :, start:end], feat_cache=self.memory, feat_idx=[0])
+                for start, end in pairwise(cuts)
+            ]
+            mean = vae.model.quant_conv(torch.cat(pieces, dim=2)).chunk(2, dim=1)[0]
+        return vae.standardised(mean)
 
 
 def _full_precision(like: Tensor) -> AbstractContextManager:
