@@ -8,24 +8,32 @@ the future grid. The decoder alone is LaWM: a world model that can be rolled out
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from wamkit.dynamics.base import FramePairs, PairLosses, Posterior
+from wamkit.losses.latent_action import kl_to_standard_normal
+from wamkit.losses.reconstruction import ReconstructionKind, reconstruction
+from wamkit.losses.reduction import sample_mean
 from wamkit.nn.adaln import AdaLNZeroBlock
 from wamkit.nn.attention import Attention
 from wamkit.nn.embodiment_linear import EmbodimentLinear
 from wamkit.nn.feed_forward import FeedForward
 from wamkit.nn.position import grid_sincos, overlaid_grid_sincos
 from wamkit.nn.transformer_block import TransformerBlock
+from wamkit.types import LossTerm
+
+__all__ = ["LatentActionConfig", "LatentActionModel", "LatentWorldModel", "Posterior"]
 
 
 @dataclass(frozen=True)
 class LatentActionConfig:
     """Dimensions of the LAM; the defaults are the released ones (24 encoder, 12 decoder layers)."""
 
+    kind: ClassVar[str] = "latent_action_model"
     width: int = 1024
     heads: int = 16
     encoder_layers: int = 24
@@ -34,22 +42,12 @@ class LatentActionConfig:
     latent_width: int = 32
     queries: int = 1
     max_state_dim: int = 14
+    """Of the state whose change the latent action is to explain as well; 0: no state is asked for."""
     embodiments: int = 32
     position_code: Literal["separate", "overlaid"] = "separate"
     """``separate``: each axis has channels of its own. ``overlaid``: the released code, in which they overlap."""
     state_readout: Literal["per_embodiment", "shared"] = "per_embodiment"
     """Read-out of the state predictor: one for each embodiment as released, or one for all (a third of the size)."""
-
-
-class Posterior(NamedTuple):
-    """The Gaussian q(z | u, u_T)."""
-
-    mean: Float[Tensor, "B Q Z"]
-    log_variance: Float[Tensor, "B Q Z"]
-
-    def sample(self, noise: Float[Tensor, "B Q Z"]) -> Float[Tensor, "B Q Z"]:
-        """Reparameterised draw."""
-        return self.mean + (0.5 * self.log_variance).exp() * noise
 
 
 def _position(config: LatentActionConfig, shape: tuple[int, ...]) -> Float[Tensor, "N D"]:
@@ -189,16 +187,52 @@ class StateChangePredictor(nn.Module):
 
 
 class LatentActionModel(nn.Module):
-    """Encoder, Gaussian head, forward decoder and the state predictor of stage ``latent_action``."""
+    """Encoder, Gaussian head, forward decoder and the state predictor of stage ``latent_action``.
 
-    def __init__(self, config: LatentActionConfig, grid: tuple[int, int], feature_width: int) -> None:
+    ``reconstruction`` and ``kl_weight`` are those of LaWAM Eq. 4.
+    """
+
+    def __init__(
+        self,
+        config: LatentActionConfig,
+        grid: tuple[int, int],
+        feature_width: int,
+        *,
+        reconstruction: ReconstructionKind = "squared",
+        kl_weight: float = 1e-5,
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.reconstruction, self.kl_weight = config, reconstruction, kl_weight
         self.encoder = InverseDynamicsEncoder(config, grid, feature_width)
         self.posterior = GaussianHead(config.latent_width)
         self.decoder = LatentWorldModel(config, grid, feature_width)
-        self.state_predictor = StateChangePredictor(config)
+        self.state_predictor = StateChangePredictor(config) if config.max_state_dim > 0 else None
+
+    @property
+    def queries(self) -> int:
+        """Q, 1 in the released model."""
+        return self.config.queries
+
+    @property
+    def latent_width(self) -> int:
+        """Z, 32 in the released model."""
+        return self.config.latent_width
 
     def infer(self, present: Float[Tensor, "B N D"], future: Float[Tensor, "B N D"]) -> Posterior:
         """Inverse dynamics: the posterior over the latent action between two feature grids."""
         return self.posterior(self.encoder(present, future))
+
+    def losses(self, pairs: FramePairs, generator: torch.Generator | None = None) -> PairLosses:
+        """``reconstruction`` and ``kl`` (LaWAM Eq. 4 without its state, which a model adds from ``latent_action``)."""
+        posterior = self.infer(pairs.present, pairs.future)
+        noise = torch.randn(posterior.mean.shape, generator=generator, device=posterior.mean.device)
+        latent = posterior.sample(noise.to(posterior.mean.dtype))
+        present, future = pairs.decoded
+        predicted = self.decoder(present, latent)
+        error = sample_mean(reconstruction(predicted.float(), future.float(), self.reconstruction))
+        divergence = kl_to_standard_normal(posterior.mean.float(), posterior.log_variance.float())
+        terms = {
+            "reconstruction": LossTerm(value=error, valid=pairs.valid),
+            "kl": LossTerm(value=divergence, valid=pairs.valid, weight=self.kl_weight),
+        }
+        return PairLosses(terms, latent)

@@ -18,3 +18,8 @@ def distillation(student: Float[Tensor, "B Q Z"], teacher_mean: Float[Tensor, "B
     The teacher is a target: no gradient reaches it.
     """
     return (student - teacher_mean.detach()).square().flatten(1).mean(dim=1)
+
+
+def antisymmetry(forward: Float[Tensor, "B Q Z"], backward: Float[Tensor, "B Q Z"]) -> Float[Tensor, "B"]:
+    """Mean squared sum of a pair's latent action and its reversed pair's: zero where one is the other's negative."""
+    return (forward + backward).square().flatten(1).mean(dim=1)
