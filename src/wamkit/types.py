@@ -94,15 +94,6 @@ class Window:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActionChunk:
-    """Actions over a fixed physical interval, in the units that its maker states (models: normalised)."""
-
-    actions: Float[Tensor, "B K A"]
-    times: Float[Tensor, "B K"]
-    valid: Bool[Tensor, "B K"]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Future:
     """What a world model imagines: a space, the times it speaks of, and a way to pixels where one exists."""
 
@@ -113,6 +104,17 @@ class Future:
     """The encoded present, in the same space: what copy-the-present would predict."""
     latent_action: Float[Tensor, "B Q Z"] | None = None
     decode: Callable[[Tensor], UInt8[Tensor, "B 3 H W"]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionChunk:
+    """Actions over a fixed physical interval, in the units that its maker states (models: normalised)."""
+
+    actions: Float[Tensor, "B K A"]
+    times: Float[Tensor, "B K"]
+    valid: Bool[Tensor, "B K"]
+    imagined: Future | None = None
+    """What the model expected to see while it acted, where it computed that anyway (and hands it out)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from wamkit.encoders.byte_text import ByteTokenizer
+from wamkit.encoders.byte_text import ByteTokenizer, InstructionTooLong
+from wamkit.errors import WamkitError
 
 
 def test_bytes_padded_on_the_right():
@@ -20,5 +21,6 @@ def test_an_empty_instruction_has_no_valid_token():
 
 
 def test_a_long_instruction_is_refused_not_cut():
-    with pytest.raises(ValueError, match="has 9 bytes, the model reads 8"):
-        ByteTokenizer(max_tokens=8)(["open door"])
+    assert issubclass(InstructionTooLong, WamkitError)
+    with pytest.raises(InstructionTooLong, match="'open door' has 9 bytes and the model reads 8: shorten it"):
+        ByteTokenizer(max_tokens=8)(["open", "open door"])

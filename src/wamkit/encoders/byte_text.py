@@ -8,6 +8,19 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from wamkit.errors import WamkitError
+
+
+class InstructionTooLong(WamkitError, ValueError):
+    """An instruction that a model cannot read whole; a cut one would mean another task."""
+
+    def __init__(self, text: str, length: int, limit: int, unit: str) -> None:
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        super().__init__(
+            f"the instruction {shown!r} has {length} {unit} and the model reads {limit}: shorten it, or train a model "
+            "whose config has a longer text length."
+        )
+
 
 class ByteTokenizer:
     """256 byte ids, and after them the special tokens that a vision-language prompt needs."""
@@ -26,12 +39,13 @@ class ByteTokenizer:
         """Ids and validity, padded on the right to the longest text, rounded up to a multiple of 8.
 
         Raises:
-            ValueError: a text is longer than ``max_tokens`` bytes (a cut instruction would mean another task).
+            InstructionTooLong: a text has more than ``max_tokens`` bytes.
         """
         encoded = [text.encode() for text in texts]
         longest = max((len(entry) for entry in encoded), default=0)
         if longest > self.max_tokens:
-            raise ValueError(f"an instruction has {longest} bytes, the model reads {self.max_tokens}: shorten it")
+            text = max(texts, key=lambda text: len(text.encode()))
+            raise InstructionTooLong(text, longest, self.max_tokens, "bytes")
         length = max(8, -(-longest // 8) * 8)
         ids = torch.full((len(texts), length), self.pad, dtype=torch.long)
         for row, entry in zip(ids, encoded, strict=True):

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from wamkit.encoders.byte_text import ByteTokenizer
+from wamkit.encoders.byte_text import ByteTokenizer, InstructionTooLong
 from wamkit.encoders.qwen3_vl_prompt import PROMPTS, Layout, PromptIds
 
 
@@ -134,7 +134,11 @@ class Qwen3VLTrunk(nn.Module):
         self.model.load_state_dict({name: published[name] for name in wanted})
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-        """Ids and validity of the instructions, padded on the right."""
+        """Ids and validity of the instructions, padded on the right.
+
+        Raises:
+            InstructionTooLong: one is longer than ``max_instruction_tokens``.
+        """
         return self._load_tokenizer()([self._worded(text) for text in texts])
 
     def _worded(self, instruction: str) -> str:
@@ -299,6 +303,8 @@ class _PretrainedTokenizer:
         encoded = self.tokenizer(
             list(texts), return_tensors="pt", padding="longest", padding_side="right", pad_to_multiple_of=8
         )
-        if encoded["input_ids"].shape[1] > self.max_tokens:
-            raise ValueError(f"an instruction has more than {self.max_tokens} tokens: shorten it")
+        lengths = encoded["attention_mask"].sum(dim=1)
+        if int(lengths.max()) > self.max_tokens:
+            longest = int(lengths.argmax())
+            raise InstructionTooLong(texts[longest], int(lengths[longest]), self.max_tokens, "tokens")
         return encoded["input_ids"], encoded["attention_mask"].bool()

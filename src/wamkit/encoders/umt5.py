@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from wamkit.data.prompt_store import PromptStore
-from wamkit.encoders.byte_text import ByteTokenizer
+from wamkit.encoders.byte_text import ByteTokenizer, InstructionTooLong
 from wamkit.errors import WamkitError
 
 PROMPT = "A video recorded from a robot's point of view executing the following instruction: {task}"
@@ -86,12 +86,18 @@ class UMT5Text(nn.Module):
         """Drop the features kept in memory; called when weights change."""
         self._known.clear()
 
+    def check(self, tasks: Sequence[str]) -> None:
+        """Raise `InstructionTooLong` where that can be known without published weights; elsewhere at the first use."""
+        if self.settings.weights is None:
+            self.tokenizer([self.settings.prompt.format(task=task) for task in tasks])
+
     @torch.no_grad()
     def forward(self, tasks: Sequence[str], device: torch.device | str) -> Float[Tensor, "B L D"]:
         """Features of each instruction in its prompt, in float32; each prompt is encoded once.
 
         Raises:
             TextFeaturesError: a prompt is not in the store and the encoder cannot be loaded.
+            InstructionTooLong: the model cannot read it whole.
         """
         prompts = [self.settings.prompt.format(task=task) for task in tasks]
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
@@ -117,7 +123,8 @@ class UMT5Text(nn.Module):
             encoded = tokenizer(list(prompts), return_tensors="pt", padding=True, add_special_tokens=True)
             ids, valid = encoded.input_ids, encoded.attention_mask.bool()
             if ids.shape[1] > length:
-                raise TextFeaturesError(f"a prompt has {ids.shape[1]} tokens, the model reads {length}: shorten it")
+                longest = int(valid.sum(dim=1).argmax())
+                raise InstructionTooLong(prompts[longest], ids.shape[1], length, "tokens")
         device = next(model.parameters()).device
         with torch.autocast(device.type, enabled=False):
             hidden = model(input_ids=ids.to(device), attention_mask=valid.to(device)).last_hidden_state.float()

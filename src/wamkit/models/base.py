@@ -33,6 +33,8 @@ class Capabilities:
     """Whether some stage learns from windows without actions."""
     inpaints_actions: bool = False
     """Whether `inpaint` can continue a chunk: flow and diffusion decoders whose velocity can be differentiated."""
+    remembers: bool = False
+    """Whether `act` depends on what was seen and executed earlier in the episode; see `executed` and `remember`."""
 
 
 class ParameterGroup(TypedDict):
@@ -74,6 +76,17 @@ class WorldActionModel(nn.Module):
     def loss(self, window: Window, stage: str, generator: torch.Generator | None = None) -> Losses:
         """Named losses of one batch of windows in one stage, a value for each sample."""
 
+    def reads_instructions(self, stage: str) -> bool:
+        """Whether a stage reads its windows' instructions, so that they must not be too long."""
+        return stage == self.stages[-1]
+
+    def check_instructions(self, tasks: Sequence[str]) -> None:
+        """Raise for what the model cannot read, before it is met in training or on a robot.
+
+        Raises:
+            InstructionTooLong: an instruction is longer than the model's text length.
+        """
+
     @abstractmethod
     def act(
         self,
@@ -114,6 +127,20 @@ class WorldActionModel(nn.Module):
         """What was executed since the last `act`, normalised: what a causal model feeds its cache with.
 
         Models without a memory of their own need none of it, so the default does nothing.
+        """
+
+    def remember(self) -> Any:
+        """What is remembered of the episodes under way, row by row of the last batch; None where there is nothing.
+
+        Whoever holds it may `recall` it later, and more than once: what the model does in between must not change it
+        (hand out tensors that are never written to again, or copies).
+        """
+        return None
+
+    def recall(self, memory: Any) -> None:
+        """Go on from what `remember` gave: the next `executed` and `act` speak of those rows. None: new episodes.
+
+        So one model serves many robots, each with a memory of its own.
         """
 
     @abstractmethod

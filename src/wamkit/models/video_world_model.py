@@ -90,6 +90,14 @@ class VideoWorldModel(WorldActionModel):
 
         return [p for name, p in self.backbone.named_parameters() if not is_lora(name)]
 
+    def reads_instructions(self, stage: str) -> bool:
+        """The video backbone does, and all that is built on it."""
+        return stage != "vae"
+
+    def check_instructions(self, tasks: Sequence[str]) -> None:
+        """See `WorldActionModel.check_instructions`."""
+        self.text.check(tasks)
+
     def clip_encoder(self, stage: str) -> LatentClips | None:
         """Frozen from stage ``video`` on: what a latent store may hold."""
         return None if stage == "vae" else LatentClips(self.vae, self.canvas)

@@ -16,6 +16,7 @@ from wamkit.data.loader import WindowLoader
 from wamkit.data.mixture import Mixture, fit_normalizer
 from wamkit.data.normalize import Normalizer
 from wamkit.data.windows import MixtureEntry
+from wamkit.encoders.byte_text import InstructionTooLong
 from wamkit.training.errors import TrainingError
 from wamkit.training.seeding import derive_seed
 from wamkit.training.validation import evaluation_mode
@@ -96,6 +97,8 @@ def build_stage_data(
     """
     if not config.dataset.roots:
         raise TrainingError("The run has no recordings: name their folders with --dataset.roots.")
+    if model.reads_instructions(stage.name):
+        check_instructions(config, model)
     entries, held_out = [], []
     for index in range(len(config.dataset.roots)):
         train, rest = _entries_of_root(config, stage, model, index, progress)
@@ -120,6 +123,20 @@ def build_stage_data(
         fingerprint=mixture.fingerprint(),
         describe=mixture.describe,
     )
+
+
+def check_instructions(config: TrainConfig, model: WorldActionModel) -> None:
+    """Refuse recordings whose instructions the model cannot read, before anything is decoded or trained.
+
+    Raises:
+        TrainingError: with the folder of the recording.
+    """
+    for root in config.dataset.roots:
+        tasks = sorted({episode.task for episode in LeRobotSource(Path(root)).episodes})
+        try:
+            model.check_instructions(tasks)
+        except InstructionTooLong as error:
+            raise TrainingError(f"{root}: {error}") from error
 
 
 def holdout_split(episodes: int, held_out: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

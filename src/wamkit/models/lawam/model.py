@@ -5,7 +5,7 @@ p(a, u_T, z | o, l) = p(z | o, l) . LaWM(u_T | u, z) . p(a | o, l, u, u_T)   (La
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -159,6 +159,10 @@ class LaWAM(WorldActionModel):
             "vlm": [self.vlm, self.latent_head],
             "action_expert": [self.flow],
         }
+
+    def check_instructions(self, tasks: Sequence[str]) -> None:
+        """See `WorldActionModel.check_instructions`."""
+        self.vlm.tokenize(tasks)
 
     def phases(self) -> ActPhases:
         """See `wamkit.models.lawam.phases`."""
@@ -345,7 +349,10 @@ class LaWAM(WorldActionModel):
         generator: torch.Generator | None = None,
         subgoal: Float[Tensor, "B N D"] | None = None,
     ) -> ActionChunk:
-        """Action chunk by Euler steps; ``subgoal`` replaces LaWM's, to test whether the expert believes it."""
+        """Action chunk by Euler steps, and the subgoal as what it imagined.
+
+        ``subgoal`` replaces LaWM's, to test whether the expert believes it.
+        """
         intention = self.intend(observation)
         if subgoal is not None:
             intention = intention._replace(subgoal=subgoal)
@@ -386,7 +393,7 @@ class LaWAM(WorldActionModel):
             noise = torch.randn(shape, generator=generator, device=times.device)
         field = through(self.flow.field(self._context(intention), times, valid, observation.embodiment))
         actions = integrate(field, noise, self.config.action.denoise_steps)
-        return ActionChunk(actions=actions.float(), times=times, valid=valid)
+        return ActionChunk(actions=actions.float(), times=times, valid=valid, imagined=self._expected(intention))
 
     @torch.no_grad()
     def imagine(
@@ -405,22 +412,31 @@ class LaWAM(WorldActionModel):
         if actions is not None:
             raise StageError("LaWAM imagines under latent actions, not robot actions: pass latent_actions")
         if latent_actions is None:
-            intention = self.intend(observation)
-            if intention.subgoal is None:
+            future = self._expected(self.intend(observation))
+            if future is None:
                 raise StageError(f"this LaWAM was composed with subgoal={self.config.subgoal!r}: it imagines nothing")
-            present, frames, latent = intention.present, [intention.subgoal], intention.latent_action
-        else:
-            present = self.encode(observation.images[self.config.cameras[0]])
-            frames, latent = [], latent_actions.flatten(1, 2)
-            for step in range(latent_actions.shape[1]):
-                frames.append(self.predict(frames[-1] if frames else present, latent_actions[:, step]))
+            return future
+        present = self.encode(observation.images[self.config.cameras[0]])
+        frames: list[Tensor] = []
+        for step in range(latent_actions.shape[1]):
+            frames.append(self.predict(frames[-1] if frames else present, latent_actions[:, step]))
+        return self._future(present, frames, latent_actions.flatten(1, 2))
+
+    def _expected(self, intention: Intention) -> Future | None:
+        """The subgoal as a future; None where this LaWAM makes none."""
+        if intention.subgoal is None:
+            return None
+        return self._future(intention.present, [intention.subgoal], intention.latent_action)
+
+    def _future(self, present: Tensor, frames: list[Tensor], latent_action: Tensor | None) -> Future:
+        """Features one horizon apart."""
         times = self.config.horizon_s * torch.arange(1, len(frames) + 1, device=present.device, dtype=torch.float32)
         return Future(
             space="features",
             values=torch.stack(frames, dim=1).float(),
-            times=times.expand(observation.batch_size, -1),
+            times=times.expand(len(present), -1),
             present=present.float(),
-            latent_action=latent,
+            latent_action=latent_action,
         )
 
     def fake_window(self, batch_size: int = 2, *, stage: str | None = None, seed: int = 0) -> Window:
