@@ -22,12 +22,12 @@ record --env.type --env.task --env.cameras --env.resolution --output_dir --episo
 --video_rate_hz --workers --resume
 import SOURCE --output_dir --format --episodes --limit --skip_broken --fps --embodiment --task --resume
 train RECIPE --any.field
-eval --policy.path --env.type --env.task --env.cameras --env.resolution --output_dir --eval.n_episodes \
---eval.first_trial --eval.split --eval.n_action_steps --eval.arms --eval.batch_size --eval.workers \
---eval.max_steps --eval.timeout_s --eval.videos --seed --device --runtime --resume
+eval --policy.path --policy.embodiment --policy.rate_hz --env.type --env.task --env.cameras --env.resolution \
+--output_dir --eval.n_episodes --eval.first_trial --eval.split --eval.n_action_steps --eval.arms --eval.batch_size \
+--eval.workers --eval.max_steps --eval.timeout_s --eval.videos --seed --device --runtime --resume
 imagine --policy.path --dataset.root --output_dir --episodes --windows --horizons --seed --device
-serve --policy.path --host --port --embodiment --device --precision --runtime --max_batch --batch_wait_ms \
---max_message_mb --max_sessions --token_file --certificate --key --drain_timeout_s --seed
+serve --policy.path --policy.embodiment --policy.rate_hz --host --port --device --precision --runtime --max_batch \
+--batch_wait_ms --max_message_mb --max_sessions --token_file --certificate --key --drain_timeout_s --seed
 bench NAME
 check --policy.path --dataset.root --env.type --env.task
 report DIRECTORY --output --title

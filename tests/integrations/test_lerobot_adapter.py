@@ -23,7 +23,7 @@ from lerobot.policies.factory import (
 
 from wamkit.configuration import ConfigError
 from wamkit.data.synthetic import make_synthetic_dataset
-from wamkit.inference.policy import LEROBOT_KEYS
+from wamkit.inference.checkpoints import LEROBOT_KEYS
 from wamkit.integrations.lerobot import PLUG_IN, SUPPORTED_VERSIONS
 from wamkit.integrations.lerobot.configuration_wamkit import (
     PolicyConfigError,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from wamkit.cli import UsageError
@@ -14,6 +14,8 @@ from wamkit.errors import WamkitError
 if TYPE_CHECKING:
     from wamkit.data.contract import Contract
     from wamkit.envs.base import Environment
+    from wamkit.inference.policy import Policy
+    from wamkit.models.base import WorldActionModel
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,22 @@ def run(argv: Sequence[str]) -> int:
     from wamkit.configuration import from_dict
     from wamkit.data.contract import Contract, check
     from wamkit.data.lerobot import LeRobotSource
-    from wamkit.envs.registry import make_env
+    from wamkit.envs.registry import instruction, make_env
     from wamkit.inference.policy import checkpoint_folder, read_config
 
     folder = checkpoint_folder(arguments.policy.path)
-    stored = read_config(folder)[2].get("contract")
-    if stored is None:
+    name, values, rest = read_config(folder)
+    if rest.get("contract") is None:
         raise WamkitError(f"{folder} holds no contract: it was not written by wam train; nothing can be checked.")
-    contract = from_dict(Contract, stored, "contract")
+    contract = from_dict(Contract, rest["contract"], "contract")
     violations = []
     if arguments.dataset.root is not None:
-        violations += [str(violation) for violation in check(contract, LeRobotSource(arguments.dataset.root))]
+        source = LeRobotSource(arguments.dataset.root)
+        violations += [str(violation) for violation in check(contract, source)]
+        instructions = {episode.task for episode in source.episodes}
+    else:
+        instructions = {instruction(str(arguments.env.type), task) for task in tasks}
+    violations += instruction_violations(model_without_weights(name, values), sorted(instructions))
     for task in tasks:
         flags = EnvFlags(type=str(arguments.env.type), task=task)
         env = make_env(flags.type, task, **fitting_env_options(contract, flags))
@@ -57,6 +64,16 @@ def run(argv: Sequence[str]) -> int:
         return 1
     print("no violation: the policy fits")
     return 0
+
+
+def model_without_weights(name: str, values: dict[str, Any]) -> WorldActionModel:
+    """The model of a checkpoint's config, to be asked what it takes; its parameters hold nothing."""
+    import torch
+
+    from wamkit.models import registry
+
+    with torch.device("meta"):
+        return registry.build(name, values)
 
 
 def fitting_env_options(contract: Contract | None, flags: EnvFlags, max_steps: int | None = None) -> dict[str, Any]:
@@ -89,11 +106,28 @@ def environment_violations(contract: Contract, env: Environment, trials: int = 4
         env.close()
 
 
-def refuse_violations(contract: Contract | None, env: Environment) -> None:
-    """Raises where the policy does not fit the environment; closes the environment.
+def refuse_misfit(policy: Policy, env: Environment, instructions: Iterable[str]) -> None:
+    """Act as the environment's robot, where nobody chose another; raise where that does not fit; closes it.
 
     Raises:
-        WamkitError: With every violation.
+        WamkitError: With every violation, or with the choices.
     """
-    if contract is not None and (violations := environment_violations(contract, env)):
-        raise WamkitError("the policy does not fit the environment: " + " ".join(violations))
+    robot = env.description
+    policy.choose_like(robot.embodiment, robot.rate_hz)
+    found = environment_violations(replace(policy.contract, bodies=(policy.body(),)), env)
+    found += instruction_violations(policy.model, instructions)
+    if found:
+        raise WamkitError("the policy does not fit the environment: " + " ".join(found))
+
+
+def instruction_violations(model: WorldActionModel, instructions: Iterable[str]) -> list[str]:
+    """Instructions that the model cannot read."""
+    from wamkit.encoders.byte_text import InstructionTooLong
+
+    found = []
+    for text in dict.fromkeys(instructions):
+        try:
+            model.check_instructions([text])
+        except InstructionTooLong as error:
+            found.append(f"instruction: {error}")
+    return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from wamkit.cli.groups import EnvFlags, PolicyFlags, names, task_list
+from wamkit.cli.groups import ActingPolicyFlags, EnvFlags, names, task_list
 from wamkit.cli.parsing import parse
 from wamkit.errors import WamkitError, suggest
 
@@ -47,7 +47,7 @@ class EvalFlags:
 class EvalArguments:
     """Run a policy in a simulator and count successes, with intervals and paired tests against control arms."""
 
-    policy: PolicyFlags
+    policy: ActingPolicyFlags
     env: EnvFlags
     output_dir: Path
     """Folder for eval.json, episodes.jsonl and videos."""
@@ -95,12 +95,18 @@ def evaluate(arguments: EvalArguments) -> str:
 
     folder = checkpoint_folder(arguments.policy.path)
     instructions = {task: instruction(arguments.env.type, task) for task in tasks}
-    policy = load(folder, device=arguments.device, runtime=arguments.runtime)
-    from wamkit.cli.check import fitting_env_options, refuse_violations
+    policy = load(
+        folder,
+        device=arguments.device,
+        runtime=arguments.runtime,
+        embodiment=arguments.policy.embodiment,
+        rate_hz=arguments.policy.rate_hz,
+    )
+    from wamkit.cli.check import fitting_env_options, refuse_misfit
 
     options = fitting_env_options(policy.contract, arguments.env, arguments.eval.max_steps)
     make = EnvFactory(arguments.env.type, options)
-    refuse_violations(policy.contract, make(tasks[0]))
+    refuse_misfit(policy, make(tasks[0]), instructions.values())
     record = collect(checkpoint=folder, config=to_dict(policy.model.config), seeds=[arguments.seed])
     flags = arguments.eval
     settings = RolloutSettings(

@@ -17,6 +17,16 @@ class PolicyFlags:
 
 
 @dataclass(frozen=True)
+class ActingPolicyFlags(PolicyFlags):
+    """Which policy, and as which robot it acts."""
+
+    embodiment: str | None = None
+    """Which robot, where the policy was trained on several."""
+    rate_hz: float | None = None
+    """Which control rate, where it was trained on several."""
+
+
+@dataclass(frozen=True)
 class DatasetFlags:
     """Which recordings."""
 

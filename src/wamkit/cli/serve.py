@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wamkit.cli.groups import PolicyFlags
+from wamkit.cli.groups import ActingPolicyFlags
 from wamkit.cli.parsing import parse
 from wamkit.errors import WamkitError
 
@@ -15,13 +15,11 @@ from wamkit.errors import WamkitError
 class ServeArguments:
     """Serve a policy over websockets until SIGTERM or Ctrl-C, then finish what was accepted. Logs are JSON lines."""
 
-    policy: PolicyFlags
+    policy: ActingPolicyFlags
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""
     port: int = 8000
     """Port to listen on; 0 takes a free one, which the log names."""
-    embodiment: str | None = None
-    """Which robot, where the policy was trained on several."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     precision: str = "auto"
@@ -78,9 +76,16 @@ def run(argv: Sequence[str]) -> int:
 
     log_to()
     folder = checkpoint_folder(arguments.policy.path)
-    policy = load(folder, device=arguments.device, precision=arguments.precision, runtime=arguments.runtime)
+    policy = load(
+        folder,
+        device=arguments.device,
+        precision=arguments.precision,
+        runtime=arguments.runtime,
+        embodiment=arguments.policy.embodiment,
+        rate_hz=arguments.policy.rate_hz,
+    )
     facts = {"checkpoint": checkpoint_record(folder)["sha256"], "stage": policy.stage}
-    served = ServedPolicy(policy, embodiment=arguments.embodiment, facts=facts)
+    served = ServedPolicy(policy, facts=facts)
     shapes = served.warm_up(arguments.max_batch)
     log("loaded", device=str(policy.device), runtime_shapes=shapes, **served.metadata())
 

@@ -8,7 +8,6 @@ future = policy.imagine(observation)
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,10 @@ from wamkit.data.contract_terms import BodyContract, Contract
 from wamkit.data.embodiments import embodiment_id
 from wamkit.data.frames import resize_frames
 from wamkit.data.normalize import Normalizer
-from wamkit.errors import WamkitError, suggest
+from wamkit.errors import suggest
+from wamkit.inference.bodies import find_body, matching_bodies
+from wamkit.inference.checkpoints import checkpoint_folder, read_config
+from wamkit.inference.errors import PolicyError
 from wamkit.models import registry
 from wamkit.models.base import WorldActionModel
 from wamkit.training.precision import resolve_precision
@@ -35,39 +37,6 @@ if TYPE_CHECKING:
 
 IMAGE_PREFIX = "observation.images."
 STATE_KEY = "observation.state"
-LEROBOT_KEYS = frozenset(
-    {
-        *("n_obs_steps", "input_features", "output_features", "device", "use_amp", "use_peft", "push_to_hub"),
-        *("repo_id", "private", "tags", "license", "pretrained_path", "pretrained_revision", "preset", "embodiment"),
-        *("n_action_steps", "dtype", "normalization_mapping", "optimizer_lr", "optimizer_betas", "optimizer_eps"),
-        *("optimizer_weight_decay", "optimizer_grad_clip_norm", "scheduler_warmup_steps"),
-        "scheduler_final_lr_fraction",
-    }
-)
-"""What `lerobot-train` writes into ``config.json`` beside the model's own config; see `wamkit.integrations.lerobot`."""
-
-
-class PolicyError(WamkitError):
-    """A checkpoint that cannot be loaded, or an observation that does not fit the policy."""
-
-
-def read_config(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Model name, model config and the rest (``stage``, ``contract``) of a checkpoint's ``config.json``.
-
-    Raises:
-        PolicyError: there is no checkpoint in the folder.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise PolicyError(
-            f"{folder} is no checkpoint: it has no config.json; name a folder such as RUN/checkpoints/last"
-        )
-    values = json.loads(path.read_text())
-    name = values.pop("type", None)
-    if name is None:
-        raise PolicyError(f"{path} does not say which model it is ('type' is missing)")
-    rest = {key: values.pop(key) for key in ("stage", "contract") if key in values}
-    return name, {key: value for key, value in values.items() if key not in LEROBOT_KEYS}, rest
 
 
 def load(
@@ -76,6 +45,8 @@ def load(
     device: str = "auto",
     precision: str = "auto",
     runtime: bool | RuntimeSettings = False,
+    embodiment: str | None = None,
+    rate_hz: float | None = None,
 ) -> Policy:
     """Load a checkpoint's ``pretrained_model`` folder.
 
@@ -84,9 +55,11 @@ def load(
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
         precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 where the processor computes in it, else fp32.
         runtime: act through `wamkit.inference.runtime`, in this precision, or with these settings.
+        embodiment: which robot to act as, where the policy was trained on several.
+        rate_hz: at which control rate, where it was trained on several rates of that robot.
 
     Raises:
-        PolicyError: no checkpoint there, or one without a contract.
+        PolicyError: no checkpoint there, one without a contract, or one that knows no such robot or rate.
         ResumeError: its weights are not those of its config.
         RuntimeUnsupported: a runtime is asked for that model or device cannot have.
     """
@@ -113,18 +86,9 @@ def load(
         stage=rest.get("stage", ""),
         precision=precision,
         runtime=runtime,
+        embodiment=embodiment,
+        rate_hz=rate_hz,
     )
-
-
-def checkpoint_folder(path: str | Path) -> Path:
-    """The ``pretrained_model`` folder meant by ``path``: itself, a checkpoint's, or a run's last."""
-    path = Path(path)
-    for candidate in (path, path / "pretrained_model", path / "checkpoints" / "last" / "pretrained_model"):
-        if (candidate / "config.json").is_file():
-            return candidate
-    if not path.exists():
-        raise PolicyError(f"there is no folder {path}; name a checkpoint such as RUN/checkpoints/last/pretrained_model")
-    raise PolicyError(f"{path} holds no checkpoint; name a folder such as RUN/checkpoints/last/pretrained_model")
 
 
 class Policy:
@@ -139,10 +103,15 @@ class Policy:
         stage: str = "",
         precision: str = "auto",
         runtime: bool | RuntimeSettings = False,
+        embodiment: str | None = None,
+        rate_hz: float | None = None,
     ) -> None:
         if precision not in ("auto", "fp32", "bf16"):
             raise PolicyError(f"there is no precision {precision!r}.{suggest(precision, ('auto', 'fp32', 'bf16'))}")
         self.model, self.normalizer, self.contract, self.stage = model, normalizer, contract, stage
+        self._chosen: BodyContract | None = None
+        if embodiment is not None or rate_hz is not None:
+            self.choose(embodiment, rate_hz)
         self._autocast = resolve_precision(precision, self.device.type) == "bf16"
         self.runtime: Runtime | None = None
         if runtime is not False:
@@ -163,6 +132,15 @@ class Policy:
 
     def reset(self) -> None:
         """Forget what was seen; to be called between episodes."""
+        self.model.recall(None)
+
+    def remember(self) -> Any:
+        """The memory of the episodes under way, for `recall`; None for a model without one."""
+        return self.model.remember()
+
+    def recall(self, memory: Any) -> None:
+        """Go on from what `remember` gave; None: new episodes. One policy so serves many robots."""
+        self.model.recall(memory)
 
     def observation(self, observations: Sequence[Mapping[str, Any]], *, embodiment: str | None = None) -> Observation:
         """LeRobot's keys of some samples as one batch, checked and normalised.
@@ -196,20 +174,33 @@ class Policy:
             rate_hz=torch.full((batch,), float(body.rate_hz)),
         ).to(self.device)
 
-    def body(self, embodiment: str | None = None) -> BodyContract:
-        """The embodiment that is acted with: the only one, or the named one at its highest (native) rate.
+    def choose(self, embodiment: str | None = None, rate_hz: float | None = None) -> BodyContract:
+        """Act as this robot, at this control rate, from now on; what is None must be the only one there is.
 
         Raises:
-            PolicyError: the policy was trained on several and none is named, or not on the named one.
+            PolicyError: the policy was not trained on that, or on several that this does not tell apart.
         """
-        bodies = self.contract.bodies
-        known = tuple(dict.fromkeys(body.embodiment for body in bodies))
-        name = embodiment or (known[0] if len(known) == 1 else None)
-        if name is None:
-            raise PolicyError(f"the policy knows {', '.join(known)}: say which with embodiment=")
-        if name not in known:
-            raise PolicyError(f"the policy was not trained on {name!r}.{suggest(name, known)}")
-        return max((body for body in bodies if body.embodiment == name), key=lambda body: body.rate_hz)
+        self._chosen = find_body(self.contract, embodiment, rate_hz)
+        return self._chosen
+
+    def choose_like(self, embodiment: str, rate_hz: float) -> None:
+        """As `choose`, of a robot that is at hand; nothing where one is chosen already or this one is not known."""
+        known = matching_bodies(self.contract, embodiment, rate_hz)
+        if self._chosen is None and known:
+            self._chosen = known[0]
+
+    def body(self, embodiment: str | None = None) -> BodyContract:
+        """The robot and rate that is acted with: what was chosen (`choose`), or the only one.
+
+        Args:
+            embodiment: another robot than the chosen one, at the only rate that the policy knows of it.
+
+        Raises:
+            PolicyError: the policy was not trained on it, or on several and none is chosen.
+        """
+        if self._chosen is not None and embodiment in (None, self._chosen.embodiment):
+            return self._chosen
+        return find_body(self.contract, embodiment)
 
     def act(
         self,
@@ -227,14 +218,15 @@ class Policy:
             seeds: one for each sample; what is sampled for it depends on its seed alone. None: fresh noise.
 
         Returns:
-            ActionChunk with ``actions`` [B, K, A], ``times`` in seconds and ``valid``.
+            ActionChunk with ``actions`` [B, K, A], ``times`` in seconds and ``valid``; ``imagined``, on the device,
+            where model and runtime hand out what was imagined on the way (elsewhere ask `imagine`).
         """
         observations = [observation] if isinstance(observation, Mapping) else list(observation)
         batch = self.observation(observations, embodiment=embodiment)
         noise = self._noise(len(observations), seeds)
         chunk = self.act_normalised(batch, noise=noise)
         actions = self.normalizer.unnormalize_action(chunk.actions.cpu().float(), self.body(embodiment).statistics)
-        return ActionChunk(actions=actions, times=chunk.times.cpu(), valid=chunk.valid.cpu())
+        return ActionChunk(actions=actions, times=chunk.times.cpu(), valid=chunk.valid.cpu(), imagined=chunk.imagined)
 
     def act_normalised(self, observation: Observation, *, noise: Tensor | None = None) -> ActionChunk:
         """The model's own chunk, on its device, through the runtime where there is one."""
@@ -301,7 +293,7 @@ class Policy:
         for index, (plan, delay) in enumerate(zip(plans, delays, strict=True)):
             if plan is not None:
                 actions[index, :delay] = plan[:delay]
-        return ActionChunk(actions=actions, times=chunk.times.cpu(), valid=chunk.valid.cpu())
+        return ActionChunk(actions=actions, times=chunk.times.cpu(), valid=chunk.valid.cpu(), imagined=chunk.imagined)
 
     def inpaint_batch(
         self,

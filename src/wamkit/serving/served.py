@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -155,7 +155,13 @@ class ServedPolicy:
         """See `Served`; one picture of each camera is enough to see that it hangs upside down."""
         pictures = {camera: observation[f"observation.images.{camera}"][None] for camera in self._format.cameras}
         described = RobotDescription.of(robot, self._body, self._format.cameras)
-        return [str(violation) for violation in self._compare(self._policy.contract, described, pictures)]
+        acted_as = replace(self._policy.contract, bodies=(self._body,))
+        found = [str(violation) for violation in self._compare(acted_as, described, pictures)]
+        try:
+            self._policy.model.check_instructions([observation["task"]])
+        except WamkitError as error:
+            found.append(f"instruction: {error}")
+        return found
 
     def warm_up(self, max_batch: int) -> int:
         """Run what requests may ask of a policy with a runtime, which prepares each shape at its first use.
@@ -166,6 +172,8 @@ class ServedPolicy:
         Returns:
             How many shapes were prepared; 0 for a policy without a runtime, which has none to prepare.
         """
+        from wamkit.encoders.byte_text import InstructionTooLong
+
         runtime = self._policy.runtime
         if runtime is None:
             return 0
@@ -173,7 +181,7 @@ class ServedPolicy:
             for words in _PROMPT_WORDS:
                 try:
                     self.act([Item(observation=self._blank("a " * words), seed=0)] * size)
-                except ValueError:  # longer than this model reads
+                except InstructionTooLong:
                     break
         return len(runtime.reports())
 
