@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from wamkit.actions.flow_expert import FlowExpertConfig
+from wamkit.configuration import from_dict, to_dict
+from wamkit.dynamics.frame_reading import AttentionPooling
 from wamkit.dynamics.latent_action import LatentActionConfig
+from wamkit.dynamics.linear_transition import LinearTransitionConfig
 from wamkit.encoders.byte_text import ByteTokenizer
 from wamkit.encoders.patch_encoder import PatchEncoderConfig
 from wamkit.encoders.qwen3_vl import Qwen3VLSettings
@@ -324,6 +327,49 @@ def test_the_expert_believes_the_subgoal_it_is_given():
     other = torch.randn(2, 16, 24, generator=seeded())
     own, given = (model.act(observation, generator=seeded(), subgoal=subgoal).actions for subgoal in (None, other))
     assert not torch.allclose(own, given)
+
+
+# RepWAM's latent action in place of LaWAM's
+
+LINEAR = LinearTransitionConfig(hidden=32, pooling=AttentionPooling(queries=2, width=16, heads=2))
+
+
+def test_repwam_s_latent_action_learns_without_actions_or_state():
+    torch.manual_seed(0)
+    first, last = overfit(LaWAM(replace(MICRO, latent_action=LINEAR)), "latent_action", 60, 5e-3)
+    assert set(first) == {"forward", "reversed", "copy_present"}
+    assert last["forward"] < 0.5 * last["copy_present"]
+
+
+def test_repwam_s_latent_action_carries_the_policy():
+    torch.manual_seed(0)
+    model = LaWAM(replace(MICRO, latent_action=LINEAR))
+    window = model.fake_window(2)
+    model.prepare_stage("policy")
+    terms = model.loss(window, "policy", seeded()).terms
+    assert set(terms) == {"distillation", "subgoal", "action"}
+    terms["subgoal"].mean().backward()
+    assert gradient(model.lam.decoder) > 0
+    assert gradient(model.latent_head) > 0
+    assert gradient(model.lam.encoder) == 0
+    statistics = model.lam.decoder.scale.batches_seen.item()
+    model.eval()
+    future = model.imagine(window.observation())
+    assert future.latent_action.shape == (2, 1, 4)
+    rolled = model.imagine(window.observation(), latent_actions=future.latent_action.unsqueeze(1))
+    torch.testing.assert_close(rolled.values, future.values)
+    assert model.act(window.observation(), generator=seeded()).actions.isfinite().all()
+    assert model.lam.decoder.scale.batches_seen.item() == statistics == 0
+
+
+def test_the_kind_of_latent_action_is_saved_with_the_config():
+    config = replace(MICRO, latent_action=LINEAR)
+    values = to_dict(config)
+    assert from_dict(LaWAMConfig, values) == config
+    # Checkpoints older than the choice say no kind.
+    older = to_dict(MICRO)
+    older["latent_action"].pop("kind")
+    assert from_dict(LaWAMConfig, older) == MICRO
 
 
 # Times

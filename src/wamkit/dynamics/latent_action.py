@@ -169,7 +169,7 @@ class StateChangePredictor(nn.Module):
         self.latent = nn.Linear(config.latent_width, config.width)
         self.state_in = EmbodimentLinear(config.embodiments, config.max_state_dim, config.width)
         self.state_hidden = EmbodimentLinear(config.embodiments, config.width, config.width)
-        self.shared = config.state_readout == "shared"
+        self.max_state_dim, self.shared = config.max_state_dim, config.state_readout == "shared"
         readouts = 1 if self.shared else config.embodiments
         self.joint = EmbodimentLinear(readouts, 2 * config.width, config.width)
         self.leave = EmbodimentLinear(readouts, config.width, config.max_state_dim)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from wamkit.actions.flow_expert import FlowExpertConfig
 from wamkit.dynamics.latent_action import LatentActionConfig
+from wamkit.dynamics.latent_actions import LatentDynamicsConfig
 from wamkit.encoders.byte_text import ByteTokenizer
 from wamkit.encoders.dinov3 import DINOv3Config
 from wamkit.encoders.patch_encoder import PatchEncoderConfig
@@ -21,7 +22,8 @@ class LaWAMConfig:
     """Everything that fixes LaWAM's computation. Where paper and code differ (papers.md 1.9), the paper is default."""
 
     encoder: DINOv3Config | PatchEncoderConfig = field(default_factory=DINOv3Config)
-    latent_action: LatentActionConfig = field(default_factory=LatentActionConfig)
+    latent_action: LatentDynamicsConfig = field(default_factory=LatentActionConfig)
+    """LaWAM's own, or RepWAM's: `wamkit.dynamics.linear_transition.LinearTransitionConfig`."""
     vlm: Qwen3VLSettings = field(default_factory=Qwen3VLSettings)
     action: FlowExpertConfig = field(default_factory=FlowExpertConfig)
 

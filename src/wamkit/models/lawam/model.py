@@ -16,22 +16,23 @@ from torch import Tensor, nn
 from wamkit.actions.flow_expert import AlternatingBlock, Context, FlowExpert
 from wamkit.actions.flow_field import VelocityField, inpainting, integrate
 from wamkit.data.augment import random_shift
-from wamkit.dynamics.latent_action import LatentActionModel, Posterior
+from wamkit.dynamics.base import FramePairs, Posterior
+from wamkit.dynamics.latent_action import LatentActionModel, StateChangePredictor
+from wamkit.dynamics.latent_actions import latent_dynamics
 from wamkit.encoders.base import VisualEncoder
 from wamkit.encoders.dinov3 import DINOv3, DINOv3Config
 from wamkit.encoders.patch_encoder import PatchEncoder
 from wamkit.encoders.qwen3_vl import Qwen3VLTrunk, TrunkOutput
 from wamkit.losses import flow_matching
-from wamkit.losses.latent_action import distillation, kl_to_standard_normal
-from wamkit.losses.reconstruction import reconstruction
+from wamkit.losses.latent_action import distillation
 from wamkit.losses.reduction import masked_mean, sample_mean
 from wamkit.models.base import Capabilities, ParameterGroup, StageError, WorldActionModel
 from wamkit.models.chunk import chunk_times, padded
 from wamkit.models.fake_window import fake_robot_window
 from wamkit.models.lawam.config import LaWAMConfig, preset
+from wamkit.models.lawam.latent_head import latent_action_head
 from wamkit.models.phases import ActPhases
 from wamkit.nn.adaln import AdaLNZeroBlock
-from wamkit.nn.query_pooling import QueryPooling
 from wamkit.nn.transformer_block import TransformerBlock
 from wamkit.types import ActionChunk, Future, Losses, LossTerm, Observation, Window
 
@@ -68,17 +69,14 @@ class LaWAM(WorldActionModel):
             DINOv3(config.encoder) if isinstance(config.encoder, DINOv3Config) else PatchEncoder(config.encoder)
         )
         grid, width = self.vision_encoder.grid, self.vision_encoder.width
-        self.lam = LatentActionModel(config.latent_action, grid, width)
-        self.vlm = Qwen3VLTrunk(config.vlm, latent_queries=config.latent_queries, action_queries=config.action_queries)
-        self.latent_head = QueryPooling(
-            config.latent_action.queries,
-            config.latent_action.latent_width,
-            min(8, config.latent_action.latent_width // 4),
-            context_width=config.vlm.width,
+        self.lam = latent_dynamics(
+            config.latent_action, grid, width, reconstruction=config.reconstruction, kl_weight=config.kl_weight
         )
+        self.vlm = Qwen3VLTrunk(config.vlm, latent_queries=config.latent_queries, action_queries=config.action_queries)
+        self.latent_head = latent_action_head(self.lam, config.vlm.width)
         self.flow = FlowExpert(config.action, dynamics_width=width, language_width=config.vlm.width)
         if config.subgoal == "latent_action_only":
-            self.latent_token = nn.Linear(config.latent_action.latent_width, width)
+            self.latent_token = nn.Linear(self.lam.latent_width, width)
 
     @classmethod
     def preset(cls, name: str) -> LaWAMConfig:
@@ -151,11 +149,12 @@ class LaWAM(WorldActionModel):
 
     def parts(self) -> dict[str, list[nn.Module]]:
         """The parts of the published checkpoint; ``lawm`` is the LAM's forward decoder."""
+        state = getattr(self.lam, "state_predictor", None)
         return {
             "vision_encoder": [self.vision_encoder],
-            "lam_encoder": [self.lam.encoder, self.lam.posterior],
+            "lam_encoder": [part for name, part in self.lam.named_children() if name in ("encoder", "posterior")],
             "lawm": [self.lam.decoder],
-            "state_predictor": [self.lam.state_predictor],
+            **({} if state is None else {"state_predictor": [state]}),
             "vlm": [self.vlm, self.latent_head],
             "action_expert": [self.flow],
         }
@@ -218,30 +217,31 @@ class LaWAM(WorldActionModel):
         # Two views: the encoder infers from one augmentation, the decoder predicts in another, so the latent
         # action cannot carry pixel layout (appendix C.5). One view: both the same.
         seen, predicted = views[:, 0], views[:, -1]
-        posterior = self.lam.infer(seen[:, 0], seen[:, 1])
-        noise = torch.randn(posterior.mean.shape, generator=generator, device=posterior.mean.device)
-        latent = posterior.sample(noise.to(posterior.mean.dtype))
-        future = self.lam.decoder(predicted[:, 0], latent)
-        error = sample_mean(reconstruction(future.float(), predicted[:, 1].float(), self.config.reconstruction))
-        terms = {
-            "reconstruction": LossTerm(value=error, valid=valid),
-            "kl": LossTerm(
-                value=kl_to_standard_normal(posterior.mean.float(), posterior.log_variance.float()),
-                valid=valid,
-                weight=self.config.kl_weight,
-            ),
-        }
-        # Embodiment 0 is human video: no state. Elsewhere the change of each state dimension that exists counts.
-        change = window.state[:, -1] - window.state[:, 0]
-        mask = window.state_valid[:, 0] & window.state_valid[:, -1] & (window.embodiment != 0)[:, None] & valid[:, None]
-        width = self.config.latent_action.max_state_dim
-        state = padded(torch.where(window.state_valid[:, 0], window.state[:, 0], 0.0), width)
-        guess = self.lam.state_predictor(latent, state, window.embodiment)[:, : change.shape[-1]].float()
-        value, has_state = masked_mean((guess - torch.where(mask, change, 0.0)).square(), mask)
-        terms["state"] = LossTerm(value=value, valid=has_state, weight=self.config.state_weight)
+        pairs = FramePairs(
+            present=seen[:, 0],
+            future=seen[:, 1],
+            valid=valid,
+            decoded_present=predicted[:, 0],
+            decoded_future=predicted[:, 1],
+        )
+        losses = self.lam.losses(pairs, generator)
+        terms = dict(losses.terms)
+        if isinstance(self.lam, LatentActionModel) and self.lam.state_predictor is not None:
+            terms["state"] = self._state_loss(self.lam.state_predictor, losses.latent_action, window, valid)
         still = sample_mean((predicted[:, 0] - predicted[:, 1]).float().square())
         metrics = {"copy_present": LossTerm(value=still, valid=valid).mean()}
         return Losses(terms=terms, metrics=metrics)
+
+    def _state_loss(
+        self, predictor: StateChangePredictor, latent: Float[Tensor, "B Q Z"], window: Window, valid: Bool[Tensor, "B"]
+    ) -> LossTerm:
+        """Embodiment 0 is human video: no state. Elsewhere the change of each state dimension that exists counts."""
+        change = window.state[:, -1] - window.state[:, 0]
+        mask = window.state_valid[:, 0] & window.state_valid[:, -1] & (window.embodiment != 0)[:, None] & valid[:, None]
+        state = padded(torch.where(window.state_valid[:, 0], window.state[:, 0], 0.0), predictor.max_state_dim)
+        guess = predictor(latent, state, window.embodiment)[:, : change.shape[-1]].float()
+        value, has_state = masked_mean((guess - torch.where(mask, change, 0.0)).square(), mask)
+        return LossTerm(value=value, valid=has_state, weight=self.config.state_weight)
 
     def _policy_loss(self, window: Window, generator: torch.Generator | None) -> Losses:
         views, valid = self._views(window)
@@ -450,7 +450,7 @@ class LaWAM(WorldActionModel):
             horizon_s=config.horizon_s,
             max_actions=config.max_actions,
             valid_steps=config.valid_steps,
-            state_dim=min(8, config.latent_action.max_state_dim),
+            state_dim=min(8, getattr(config.latent_action, "max_state_dim", 0) or 8),
             action_dim=min(7, config.action.action_dim),
             seed=seed,
         )

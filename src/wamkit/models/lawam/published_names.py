@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wamkit.dynamics.latent_action import LatentActionConfig
 from wamkit.errors import WamkitError
 from wamkit.models.lawam.config import LaWAMConfig
 from wamkit.models.lawam.model import LaWAM
@@ -84,7 +85,7 @@ def _multihead(ours: str, published: str, *, fused: bool = True) -> Iterator[Lin
     yield from _same(f"{ours}.to_out", f"{published}.out_proj")
 
 
-def _latent_action_links(config: LaWAMConfig) -> Iterator[Link]:
+def _latent_action_links(lam: LatentActionConfig) -> Iterator[Link]:
     ours, published = "lam.encoder", "lam.encoder"
     yield from _same(f"{ours}.enter", f"{published}.project_in")
     yield from _same(f"{ours}.leave", f"{published}.out_proj")
@@ -95,7 +96,7 @@ def _latent_action_links(config: LaWAMConfig) -> Iterator[Link]:
     yield from _same(f"{start}.query_norm", f"{reader}.norm2")
     yield from _same(f"{start}.feed_forward.up", f"{reader}.ff.0")
     yield from _same(f"{start}.feed_forward.down", f"{reader}.ff.2")
-    for layer in range(config.latent_action.encoder_layers):
+    for layer in range(lam.encoder_layers):
         block, layers = f"{ours}.blocks.{layer}", f"{published}.QFormer.layers.{layer}"
         yield from _multihead(f"{block}.attention", f"{layers}.self_attn")
         yield from _same(f"{block}.attention_norm", f"{layers}.norm1")
@@ -112,7 +113,7 @@ def _latent_action_links(config: LaWAMConfig) -> Iterator[Link]:
     yield from _same(f"{decoder}.condition", f"{decoder}.action_in_proj")
     yield from _same(f"{decoder}.leave", f"{decoder}.project_output")
     yield from _same(f"{decoder}.norm", f"{decoder}.last_ln")
-    for layer in range(config.latent_action.decoder_layers):
+    for layer in range(lam.decoder_layers):
         block, layers = f"{decoder}.blocks.{layer}", f"{decoder}.dec_layers.{layer}"
         yield from _multihead(f"{block}.attention", f"{layers}.attn")
         yield from _same(f"{block}.modulation", f"{layers}.adaLN_modulation.1")
@@ -127,10 +128,10 @@ def _latent_action_links(config: LaWAMConfig) -> Iterator[Link]:
     yield from _per_embodiment(f"{predictor}.leave", "lam.state_decoder.state_decoder.layer2")
 
 
-def _latent_head_links(config: LaWAMConfig) -> Iterator[Link]:
+def _latent_head_links(config: LaWAMConfig, lam: LatentActionConfig) -> Iterator[Link]:
     ours, published = "latent_head", "vlm_to_lam"
     yield Link((f"{ours}.queries",), (f"{published}.query",), leading_axis=True)
-    fused = config.vlm.width == config.latent_action.latent_width
+    fused = config.vlm.width == lam.latent_width
     yield from _multihead(f"{ours}.attention", f"{published}.cross_attns.0", fused=fused)
     yield from _same(f"{ours}.query_norm", f"{published}.norm_qs.0")
     yield from _same(f"{ours}.context_norm", f"{published}.norm_kvs.0")
@@ -175,13 +176,19 @@ def links(config: LaWAMConfig) -> list[Link]:
     Raises:
         ConversionError: the config describes a LaWAM whose parts were never published.
     """
-    if config.subgoal == "latent_action_only" or config.latent_action.state_readout == "shared":
-        raise ConversionError("this LaWAM has parts that the published one has not (subgoal or state_readout differ)")
+    lam = config.latent_action
+    if (
+        not isinstance(lam, LatentActionConfig)
+        or lam.state_readout == "shared"
+        or lam.max_state_dim == 0
+        or config.subgoal == "latent_action_only"
+    ):
+        raise ConversionError("this LaWAM has parts that the published one has not (latent_action or subgoal differ)")
     found = [
         Link(("vlm.latent_query",), ("act_query",)),
         Link(("vlm.action_query",), ("flow_action_query",)),
-        *_latent_head_links(config),
-        *_latent_action_links(config),
+        *_latent_head_links(config, lam),
+        *_latent_action_links(lam),
         *_flow_links(config),
     ]
     linked = {name for link in found for name in link.ours}
