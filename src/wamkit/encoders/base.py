@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import ClassVar, Protocol
 
 import torch
@@ -133,6 +134,32 @@ class VideoTokenizer(nn.Module):
         if pictures < 1 or (pictures - 1) % self.TEMPORAL:
             raise ClipError(f"a clip of {pictures} pictures does not fit the tokenizer: it takes 1, 5, 9, 13, ...")
         return 1 + (pictures - 1) // self.TEMPORAL
+
+    def latent_shape(self, clip: Tensor) -> tuple[int, tuple[int, int]]:
+        """F, and h and w, of a clip's latents.
+
+        Raises:
+            ClipError: this is no clip, or see `latent_frames` and `latent_size`.
+        """
+        if clip.ndim != 5 or clip.shape[2] != 3 or clip.dtype != torch.uint8:
+            raise ClipError(
+                f"a clip is uint8 [B, T, 3, H, W], and this is {clip.dtype} {list(clip.shape)}: pictures of several"
+                " sizes are brought to one first (Canvas, or the data set's resolution)"
+            )
+        return self.latent_frames(clip.shape[1]), self.latent_size(*clip.shape[-2:])
+
+    @torch.no_grad()
+    def encode_in_pieces(self, clip: UInt8[Tensor, "B T 3 H W"], latent_frames: int = 4) -> Float[Tensor, "B C F h w"]:
+        """What `encode` returns of a video too long to encode at once, so many latent frames at a time.
+
+        Raises:
+            ClipError: see `encode`.
+        """
+        self.latent_shape(clip)
+        device, stream = next(self.parameters()).device, self.stream()
+        step = latent_frames * self.TEMPORAL
+        cuts = [0, *range(1 + step - self.TEMPORAL, clip.shape[1], step), clip.shape[1]]
+        return torch.cat([stream.push(clip[:, a:b].to(device)) for a, b in pairwise(cuts)], dim=2)
 
     @abstractmethod
     def encode(self, clip: UInt8[Tensor, "B T 3 H W"]) -> Float[Tensor, "B C F h w"]:

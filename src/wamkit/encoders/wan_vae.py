@@ -9,7 +9,6 @@ the run's own frames in a first stage.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -22,6 +21,7 @@ from wamkit.encoders.base import VideoTokenizer, check_piece, digest_of
 from wamkit.losses.latent_action import kl_to_standard_normal
 from wamkit.losses.reconstruction import reconstruction
 from wamkit.losses.reduction import sample_mean
+from wamkit.nn.precision import full_precision_on_cpu
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,7 @@ class WanVAE(VideoTokenizer):
 
     def pixels(self, clip: UInt8[Tensor, "B T 3 H W"]) -> Float[Tensor, "B 3 T H W"]:
         """Pictures in [-1, 1], as the network takes them."""
-        self.latent_frames(clip.shape[1])
-        self.latent_size(*clip.shape[-2:])
+        self.latent_shape(clip)
         return self.to_network(clip)
 
     def to_network(self, clip: UInt8[Tensor, "B n 3 H W"]) -> Float[Tensor, "B 3 n H W"]:
@@ -208,7 +207,7 @@ class WanVAE(VideoTokenizer):
         return digest_of(self.state_dict())
 
     def _posterior(self, pixels: Tensor):
-        with _full_precision(pixels):
+        with full_precision_on_cpu(pixels):
             return self.model.encode(pixels).latent_dist
 
     def _pictures(self, raw: Float[Tensor, "B C F h w"]) -> Float[Tensor, "B 3 T H W"]:
@@ -216,7 +215,7 @@ class WanVAE(VideoTokenizer):
         from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
         model = self.model
-        with _full_precision(raw):
+        with full_precision_on_cpu(raw):
             model.clear_cache()
             x = model.post_quant_conv(raw.to(model.post_quant_conv.weight.dtype))
             pieces = []
@@ -249,6 +248,7 @@ class WanStream:
         self.vae, self.size = vae, None
         self.memory: list[Tensor | str | None] = [None] * vae.model._enc_conv_num
 
+    @torch.no_grad()
     def push(self, pictures: UInt8[Tensor, "B n 3 H W"]) -> Float[Tensor, "B C f h w"]:
         """See `VideoStream.push`."""
         from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
@@ -261,15 +261,10 @@ class WanStream:
         if vae.config.patch is not None:
             x = patchify(x, vae.config.patch)
         cuts = [0, *range(1 if first else vae.TEMPORAL, count + 1, vae.TEMPORAL)]
-        with _full_precision(x):
+        with full_precision_on_cpu(x):
             pieces = [
                 vae.model.encoder(x[:, :, start:end], feat_cache=self.memory, feat_idx=[0])
                 for start, end in pairwise(cuts)
             ]
             mean = vae.model.quant_conv(torch.cat(pieces, dim=2)).chunk(2, dim=1)[0]
         return vae.standardised(mean)
-
-
-def _full_precision(like: Tensor) -> AbstractContextManager:
-    """No autocast on a CPU: three-dimensional convolutions take many times as long there in bfloat16 (docs/log.md)."""
-    return torch.autocast("cpu", enabled=False) if like.device.type == "cpu" else nullcontext()
