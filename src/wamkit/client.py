@@ -100,6 +100,7 @@ class PolicyClient:
         seed: int | None = None,
         previous: np.ndarray | None = None,
         delay: int = 0,
+        executed: np.ndarray | None = None,
         timeout_s: float | None = None,
     ) -> dict[str, Any]:
         """The server's reply to one observation.
@@ -107,9 +108,13 @@ class PolicyClient:
         Args:
             observation: Under LeRobot's keys (``observation.images.<camera>`` uint8 [H, W, 3], ``observation.state``
                 [S], ``task``) or openpi's (``observation/...``, ``prompt``); only what the policy takes is sent.
+                LeRobot's ``timestamp``, seconds since the episode's start, is sent where the server's page wants it.
             seed: What the policy samples depends on it alone; None leaves it to the server.
             previous: In-painting: the plan [M, A] from this observation on that the chunk must go on from.
             delay: In-painting: how many of its rows will have been executed when the answer comes.
+            executed: What was executed since the last observation, [n, A] in physical units. Sent where the policy
+                remembers it, and within the session that saw that observation: where the connection was lost since,
+                the server's memory is gone, and an episode begins with this observation.
             timeout_s: Instead of the client's.
 
         Returns:
@@ -131,7 +136,7 @@ class PolicyClient:
             while True:
                 connection = self._connection or self._connect(deadline)
                 self._asked += 1
-                message = self._message(observation, words)
+                message = self._message(observation, words, executed)
                 try:
                     connection.send(message)
                     reply = connection.recv(timeout=max(0.0, deadline - time.monotonic()))
@@ -186,7 +191,9 @@ class PolicyClient:
         """Whether the server understands more than openpi's do."""
         return self.metadata.get("server") == "wamkit"
 
-    def _message(self, observation: Mapping[str, Any], words: Mapping[str, Any]) -> bytes:
+    def _message(
+        self, observation: Mapping[str, Any], words: Mapping[str, Any], executed: np.ndarray | None = None
+    ) -> bytes:
         if not self._ours:  # openpi's servers do not say what they take: they get what is there
             if words:
                 raise ClientError(f"{self.address} is no wamkit server: it takes no {', '.join(words)}.")
@@ -197,6 +204,11 @@ class PolicyClient:
             content["robot"] = self._robot
         if self._new_episode:
             content["reset"] = True
+        takes = self.metadata.get("takes", ())
+        if "executed" in takes and executed is not None and len(executed) and self._greeted and not self._new_episode:
+            content["executed"] = np.asarray(executed, np.float32)
+        if "timestamp" in takes and "timestamp" in observation:
+            content["timestamp"] = float(np.asarray(observation["timestamp"]).item())
         return pack(content)
 
     def _value(self, key: str, observation: Mapping[str, Any]) -> Any:
@@ -294,6 +306,8 @@ class PolicyClient:
 class ChunkSource:
     """A policy on a server as a function from an observation to a chunk.
 
+    What an executor tells of executed actions goes with the next request, for policies that remember.
+
     Args:
         client: The connection to it.
     """
@@ -304,14 +318,26 @@ class ChunkSource:
         if not isinstance(rate, int | float):
             raise ClientError(f"{client.address} does not say its policy's rate_hz; call infer yourself.")
         self.rate_hz = float(rate)
+        self._executed: list[np.ndarray] = []
 
     def __call__(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Physical actions, float32 [K, A]; action i is meant for i / rate_hz seconds after the observation."""
-        return self.client.act(observation)
+        return self._asked(observation)
+
+    def executed(self, actions: np.ndarray) -> None:
+        """What was executed since the last observation, [n, A] in physical units."""
+        self._executed.append(np.asarray(actions, np.float32))
 
     def reset(self) -> None:
         """An episode begins."""
+        self._executed = []
         self.client.reset()
+
+    def _asked(self, observation: Mapping[str, Any], **words: Any) -> np.ndarray:
+        executed = np.concatenate(self._executed) if self._executed else None
+        actions = self.client.infer(observation, executed=executed, **words)["actions"]
+        self._executed = []  # only now: what failed is told with the next request
+        return actions
 
 
 class InpaintingChunkSource(ChunkSource):
@@ -319,4 +345,4 @@ class InpaintingChunkSource(ChunkSource):
 
     def inpaint(self, observation: Mapping[str, Any], previous: np.ndarray, delay: int) -> np.ndarray:
         """Physical actions, float32 [K, A], that go on from ``previous`` [M, A] and keep its first ``delay`` rows."""
-        return self.client.infer(observation, previous=previous, delay=delay)["actions"]
+        return self._asked(observation, previous=previous, delay=delay)

@@ -113,10 +113,10 @@ class Running:
 
 
 @contextmanager
-def running(served: Any = None, **options: Any) -> Iterator[Running]:
+def running(served: Any = None, *, live: Any = None, **options: Any) -> Iterator[Running]:
     """A server on a free port, drained at the end."""
     config = ServerConfig(**{"port": 0, "drain_timeout_s": 10.0} | options)
-    server = PolicyServer(served or FakePolicy(), config)
+    server = PolicyServer(served or FakePolicy(), config, live)
     ports: list[int] = []
     started = threading.Event()
     failed: list[BaseException] = []

@@ -97,9 +97,9 @@ def test_words_beside_the_observation():
         (observation() | {"echo": "a" * 300}, "at most 256"),
         (observation() | {"robot": "arm"}, "'robot' must not be a str"),
         (observation() | {"delay": 1}, "'delay' belongs to 'previous'"),
-        (observation() | {"previous": np.zeros((2, 4), np.float32)}, r"must be float32 \[M, 3\]"),
-        (observation() | {"previous": np.zeros((0, 3), np.float32)}, r"must be float32 \[M, 3\]"),
-        (observation() | {"previous": np.zeros((2, 3), np.float32), "delay": 3}, "must lie in 0..M"),
+        (observation() | {"previous": np.zeros((2, 4), np.float32)}, r"must be float32 \[n, 3\]"),
+        (observation() | {"previous": np.zeros((0, 3), np.float32)}, r"must be float32 \[n, 3\]"),
+        (observation() | {"previous": np.zeros((2, 3), np.float32), "delay": 3}, "must lie in 0..2"),
         (observation() | {"previous": np.full((2, 3), np.inf)}, "'previous' is not finite"),
     ],
 )

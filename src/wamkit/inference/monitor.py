@@ -64,6 +64,17 @@ class Surprise:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """A prediction whose moment has come, with what it speaks of: arrays in the model's own space."""
+
+    surprise: Surprise
+    before: np.ndarray
+    """What was seen when it was imagined, [N, D] or [3, H, W]."""
+    expected: np.ndarray
+    seen: np.ndarray
+
+
+@dataclass(frozen=True)
 class Scale:
     """What counts as usual, fitted on episodes in which all went well.
 
@@ -254,6 +265,8 @@ class Monitor:
         """All surprises of the episode."""
         self.score: float | None = None
         """The newest normalised surprise; None before the first."""
+        self.latest: Comparison | None = None
+        """The newest comparison; of several at once, that of the longest horizon."""
         self.unmatched = 0
         """Predictions whose moment passed without a look."""
         self._recent: list[float] = []
@@ -279,9 +292,9 @@ class Monitor:
         now, waiting = [], []
         for due, horizon, before, expected in self._pending:
             if abs(due - at) <= self.tolerance_s:
-                now.append(
-                    Surprise(at, horizon, _distance(expected, imagined.present), _distance(before, imagined.present))
-                )
+                seen = imagined.present
+                surprise = Surprise(at, horizon, _distance(expected, seen), _distance(before, seen))
+                now.append(Comparison(surprise, before, expected, seen))
             elif due > at:
                 waiting.append((due, horizon, before, expected))
             else:
@@ -289,17 +302,33 @@ class Monitor:
         for time, value in zip(imagined.times, imagined.values, strict=True):
             waiting.append((at + float(time), float(time), imagined.present, value))
         self._pending = waiting
-        self.history += now
+        self.history += [comparison.surprise for comparison in now]
+        if now:
+            self.latest = max(now, key=lambda comparison: comparison.surprise.horizon)
         if self.calibration is None or not now:
             return None
         scale, threshold, memory = self.calibration.scale, self.calibration.threshold, self.calibration.memory
-        self._recent = [*self._recent, *(scale.value(surprise) for surprise in now)][-memory:]
+        self._recent = [*self._recent, *(scale.value(comparison.surprise) for comparison in now)][-memory:]
         self.score = float(np.mean(self._recent))
         return Alarm(at, self.score, threshold) if self.score > threshold else None
 
 
 def _distance(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.mean(np.square(one.astype(np.float32) - other.astype(np.float32))))
+
+
+def patch_distance(one: np.ndarray, other: np.ndarray, grid: tuple[int, int] | None) -> np.ndarray | None:
+    """Where two moments differ: mean squares of each patch or pixel, [rows, columns].
+
+    Args:
+        one: [N, D] tokens or [3, H, W] pixels.
+        other: The same.
+        grid: Rows and columns of the N tokens; None: they have no place, so neither has their distance.
+    """
+    gap = np.square(one.astype(np.float32) - other.astype(np.float32))
+    if gap.ndim == 3:
+        return gap.mean(axis=0)
+    return None if grid is None else gap.mean(axis=-1).reshape(grid)
 
 
 def imagined_of(future: Future) -> list[Imagined]:

@@ -332,6 +332,10 @@ class Policy:
         with torch.inference_mode(), self._precision():
             return self.model.imagine(batch, given, **options)
 
+    def picture(self, value: Any) -> np.ndarray:
+        """A picture of the primary camera as the model sees it, uint8 [h, w, 3]."""
+        return self._picture(value, self.cameras[0])[0].permute(1, 2, 0).numpy()
+
     def _picture(self, value: Any, camera: str) -> Tensor:
         """A camera's picture as the recordings' were made: uint8 [1, 3, H, W] at the contract's resolution."""
         picture = np.asarray(value)

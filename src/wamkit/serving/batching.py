@@ -36,6 +36,10 @@ class Item:
     """In-painting: the plan to go on from, float32 [M, A]."""
     delay: int = 0
     """In-painting: how many of its rows stay as they are."""
+    executed: np.ndarray | None = None
+    """What the session's robot executed since the item before, float32 [n, A]."""
+    at: float = 0.0
+    """Seconds since the session's episode began."""
 
 
 @dataclass(frozen=True, kw_only=True)

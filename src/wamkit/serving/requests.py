@@ -20,9 +20,11 @@ _WORDS: dict[str, Any] = {
     "robot": dict,
     "previous": np.ndarray,
     "delay": int,
+    "executed": np.ndarray,
+    "timestamp": (int, float),
 }
 """Keys beside the observation, all optional; see `Request`."""
-_MAX_PROMPT, _MAX_ECHO, _MAX_PREVIOUS = 4096, 256, 4096
+_MAX_PROMPT, _MAX_ECHO, _MAX_ROWS = 4096, 256, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,10 @@ class Request:
     """In-painting: float32 [M, A], the plan from this observation on that the chunk must go on from."""
     delay: int = 0
     """In-painting: how many of ``previous`` will have been executed when the answer comes."""
+    executed: np.ndarray | None = None
+    """float32 [n, A], physical units: what was executed since the session's last request, for models that remember."""
+    timestamp: float | None = None
+    """Seconds since the episode's start by the robot's clock, for the live page; None: the server's clock."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,21 +115,32 @@ class RequestFormat:
             words["previous"] = self._plan(words["previous"], words.get("delay", 0))
         elif "delay" in words:
             raise WireError("'delay' belongs to 'previous', which is missing.")
+        if "executed" in words:
+            if words.get("reset"):
+                raise WireError("'executed' speaks of the episode that 'reset' ends: leave it out at the start of one.")
+            words["executed"] = self._actions("executed", words["executed"])
         return Request(observation=observation | {"task": prompt}, **words)
 
     def _plan(self, value: np.ndarray, delay: int) -> np.ndarray:
         if not self.inpaints:
             raise WireError("this policy cannot go on from a 'previous' plan: execute it without in-painting.")
-        if value.dtype.kind != "f" or value.ndim != 2 or value.shape[1] != self.action_dim or len(value) == 0:
-            raise WireError(
-                f"'previous' must be float32 [M, {self.action_dim}], got {value.dtype} {list(value.shape)}."
-            )
-        if len(value) > _MAX_PREVIOUS or not 0 <= delay <= len(value):
-            raise WireError(f"'delay' must lie in 0..M and M be at most {_MAX_PREVIOUS}, got {delay} of {len(value)}.")
-        plan = _as_float32(value)
-        if not np.isfinite(plan).all():
-            raise WireError("'previous' is not finite.")
+        plan = self._actions("previous", value)
+        if not 0 <= delay <= len(plan):
+            raise WireError(f"'delay' must lie in 0..{len(plan)}, the rows of 'previous', not at {delay}.")
         return plan
+
+    def _actions(self, name: str, value: np.ndarray) -> np.ndarray:
+        """Rows of actions, physical units."""
+        fits = value.dtype.kind == "f" and value.ndim == 2 and value.shape[1] == self.action_dim
+        if not fits or not 1 <= len(value) <= _MAX_ROWS:
+            raise WireError(
+                f"{name!r} must be float32 [n, {self.action_dim}] with 1 to {_MAX_ROWS} rows, got {value.dtype} "
+                f"{list(value.shape)}."
+            )
+        actions = _as_float32(value)
+        if not np.isfinite(actions).all():
+            raise WireError(f"{name!r} is not finite.")
+        return actions
 
     def _spellings(self) -> dict[str, str]:
         """LeRobot's names -> those of the wire."""
@@ -185,6 +202,8 @@ def _words(given: Mapping[str, Any]) -> dict[str, Any]:
         words[name] = value
     if not 0 <= words.get("seed", 0) < 1 << 63:
         raise WireError("'seed' must be a whole number from 0 to 2**63 - 1.")
+    if not 0.0 <= words.get("timestamp", 0.0) < 1e9:  # neither is NaN
+        raise WireError("'timestamp' must be seconds since the episode's start, 0 or more.")
     if len(str(words.get("echo", ""))) > _MAX_ECHO:
         raise WireError(f"'echo' must be a number or at most {_MAX_ECHO} characters.")
     return words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,11 +11,15 @@ import numpy as np
 
 from wamkit.errors import WamkitError, suggest
 from wamkit.serving.batching import Item
+from wamkit.serving.logs import log
 from wamkit.serving.requests import RequestFormat
 
 if TYPE_CHECKING:
     from wamkit.data.contract_terms import BodyContract
+    from wamkit.inference.monitor import Calibration, Imagined
     from wamkit.inference.policy import Policy
+    from wamkit.serving.live import LiveImagination, Sink, View, WatchedEpisode
+    from wamkit.types import ActionChunk, Future
 
 
 _PROMPT_WORDS = (0, 24, 48)
@@ -91,6 +96,16 @@ class RobotDescription:
         return cls(cameras=cameras, **known)
 
 
+@dataclass
+class SessionMemory:
+    """What is kept of one episode of one session."""
+
+    held: Any = None
+    """By the model; see `wamkit.models.base.WorldActionModel.remember`."""
+    watched: WatchedEpisode | None = None
+    """What the live page shows of it."""
+
+
 class ServedPolicy:
     """A `wamkit.inference.policy.Policy` for the server: one embodiment, physical units, a seed for each sample.
 
@@ -122,6 +137,8 @@ class ServedPolicy:
             action_dim=len(self._action.names),
             inpaints=policy.model.capabilities.inpaints_actions,
         )
+        self._remembers = policy.model.capabilities.remembers
+        self.live: LiveImagination | None = None
         # The first run is slow and says how long a chunk is; no client should wait for it.
         (self._chunk,) = self.act([Item(observation=self._blank(), seed=0)])
 
@@ -148,6 +165,7 @@ class ServedPolicy:
                 **ranges,
             },
             "rate_hz": body.rate_hz,
+            "takes": [*(["executed"] if self._remembers else []), *(["timestamp"] if self.live is not None else [])],
             "chunk": {"length": length, "seconds": length / body.rate_hz, "inpaints": self._format.inpaints},
         } | self._facts
 
@@ -185,12 +203,61 @@ class ServedPolicy:
                     break
         return len(runtime.reports())
 
-    def remember(self) -> None:
-        """Today's models look at one observation: no session has a past."""
+    def remember(self) -> SessionMemory:
+        """See `Served`; a new session's, or a new episode's."""
+        return SessionMemory(watched=None if self.live is None else self.live.episode())
+
+    def watch(self, calibration: Calibration | None = None, sinks: Sequence[Sink] = ()) -> LiveImagination:
+        """Compare imagined with observed from now on, at each request, for the live page.
+
+        Raises:
+            MonitorError: The policy imagines nothing, or the calibration is of another one.
+        """
+        from wamkit.inference.monitor import PolicyImagination
+        from wamkit.serving.live import LiveImagination
+
+        PolicyImagination(self._policy)  # refuses a model that imagines nothing
+        view = view_of(self._policy, self._policy.imagine(self._blank(), embodiment=self._body.embodiment))
+        self.live = LiveImagination(view, calibration, show=self._policy.picture, sinks=sinks)
+        return self.live
 
     def act(self, items: Sequence[Item]) -> list[np.ndarray]:
-        """See `Served`; requests with a plan to go on from make a batch of their own."""
+        """See `Served`; a model that remembers acts for one session after the other, each with its own past."""
+        if self._remembers:
+            actions = []
+            memories, imagined = [], []
+            for item in items:
+                self._policy.recall(item.memory.held if item.memory is not None else None)
+                if item.executed is not None:
+                    self._policy.executed(item.executed, embodiment=self._body.embodiment)
+                own, futures = self._together([item])
+                actions, imagined = actions + own, imagined + futures
+                memories.append(self._policy.remember())
+            # Only now: had one failed, all would be asked again, from the past that they came with.
+            for item, held in zip(items, memories, strict=True):
+                if item.memory is not None:
+                    item.memory.held = held
+        else:
+            actions, imagined = self._together(items)
+        self._look(items, imagined)
+        return actions
+
+    def _look(self, items: Sequence[Item], imagined: Sequence[Imagined | None]) -> None:
+        """Show the live page what was imagined; whatever goes wrong in it, the robot gets its actions."""
+        for item, future in zip(items, imagined, strict=True):
+            watched = None if item.memory is None else item.memory.watched
+            if watched is None or future is None:
+                continue
+            picture = item.observation[f"observation.images.{self._policy.cameras[0]}"]
+            try:
+                watched.look(item.at, item.observation["task"], picture, future)
+            except Exception as error:
+                log("monitor_failed", level=logging.ERROR, exception=error, episode=watched.number)
+
+    def _together(self, items: Sequence[Item]) -> tuple[list[np.ndarray], list[Imagined | None]]:
+        """One batch, and what was imagined where the live page shows it; plans to go on from make a batch apart."""
         actions: dict[int, np.ndarray] = {}
+        imagined: list[Imagined | None] = [None] * len(items)
         for goes_on in (False, True):
             chosen = [index for index, item in enumerate(items) if (item.previous is not None) is goes_on]
             if not chosen:
@@ -207,7 +274,23 @@ class ServedPolicy:
                 chunk = self._policy.act(observations, **options)
             for index, row, valid in zip(chosen, chunk.actions, chunk.valid, strict=True):
                 actions[index] = row[valid].numpy()
-        return [actions[index] for index in range(len(items))]
+            if any(items[index].memory is not None and items[index].memory.watched for index in chosen):
+                for index, future in zip(chosen, self._imagined(observations, chunk), strict=True):
+                    imagined[index] = future
+        return [actions[index] for index in range(len(items))], imagined
+
+    def _imagined(self, observations: list[dict[str, Any]], chunk: ActionChunk) -> Sequence[Imagined | None]:
+        """What came with the chunk; where the model or the runtime hands out nothing, a pass of its own."""
+        from wamkit.inference.monitor import imagined_of
+
+        try:
+            future = chunk.imagined
+            if future is None:
+                future = self._policy.imagine(observations, embodiment=self._body.embodiment)
+            return imagined_of(future)
+        except Exception as error:
+            log("monitor_failed", level=logging.ERROR, exception=error)
+            return [None] * len(observations)
 
     def _blank(self, task: str = "") -> dict[str, Any]:
         blank: dict[str, Any] = {
@@ -217,6 +300,17 @@ class ServedPolicy:
         if self._body.state is not None:
             blank["observation.state"] = np.asarray(self._body.state.mean, np.float32)
         return blank | {"task": task}
+
+
+def view_of(policy: Policy, future: Future) -> View:
+    """How the page lays a policy's space over its primary camera's picture."""
+    from wamkit.serving.live import View
+
+    grid: tuple[int, int] | None = None
+    if future.space == "features":
+        rows, columns = getattr(getattr(policy.model, "vision_encoder", None), "grid", (0, 0))
+        grid = (rows, columns) if rows * columns == future.present.shape[1] else None
+    return View(space=future.space, grid=grid, horizons_s=tuple(future.times[0].tolist()))
 
 
 def _word(word: str, value: Any) -> Any:

@@ -3,7 +3,8 @@
 The first frame of a session is the metadata. Each request is a packed dictionary in one binary frame, and is answered
 in order by one binary frame with ``actions``; what is wrong with a request is said in a text frame, after which the
 session is closed with 1011, as openpi does. No session can disturb another: each has its own reader, its own memory and
-its own error. ``GET /healthz`` and ``GET /metrics`` are answered on the same port.
+its own error. ``GET /healthz``, ``GET /metrics`` and, where it was asked for, ``GET /monitor`` are answered on the same
+port.
 
 Shutting down, the server answers every request that has arrived whole and closes with 1001: what has no reply by then
 was not begun, so a client may send it elsewhere.
@@ -12,13 +13,12 @@ was not begun, so a client may send it elsewhere.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import http
 import logging
 import secrets
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,9 +31,11 @@ from websockets.http11 import Response
 
 from wamkit import __version__
 from wamkit.errors import WamkitError
+from wamkit.serving import live_page
 from wamkit.serving.batching import Answer, Batcher, InferenceError, Item
 from wamkit.serving.config import ServerConfig, ServerError
 from wamkit.serving.connection import arrived, peer, speaking
+from wamkit.serving.doors import may_enter, turned_away
 from wamkit.serving.logs import LOGGER, log
 from wamkit.serving.metrics import CONTENT_TYPE, ServerMetrics
 from wamkit.serving.requests import Request, holds_jpeg
@@ -48,6 +50,8 @@ CONVENTIONS = {
     "time": "action i takes effect times[i] seconds after the observation",
     "names": "observation/...; LeRobot's observation.images.<camera>, observation.state and task mean the same",
     "episodes": "reset=True in a request begins one; a new connection does so too",
+    "executed": "optional: what was executed since the session's last request, [n, A] in physical units; 'takes' says "
+    "whether this policy remembers it",
     "errors": "a text frame, then close 1011; 1001 means that what has no reply was not begun",
 }
 
@@ -62,10 +66,12 @@ class PolicyServer:
     Args:
         served: The policy.
         config: How.
+        live: What ``GET /monitor`` shows; None: no such page.
     """
 
-    def __init__(self, served: Served, config: ServerConfig | None = None) -> None:
+    def __init__(self, served: Served, config: ServerConfig | None = None, live: live_page.Live | None = None) -> None:
         self.config = config or ServerConfig()
+        self._live = live
         self._served, self._format = served, served.request_format
         facts = served.metadata()
         self._rate_hz = float(facts["rate_hz"])
@@ -179,19 +185,22 @@ class PolicyServer:
 
     # HTTP
 
-    def _http(self, connection: ServerConnection, request: HttpRequest) -> Response | None:
-        """Answer health and metrics, turn away who may not enter; None lets the handshake go on."""
-        path = request.path.partition("?")[0]
+    def _http(
+        self, connection: ServerConnection, request: HttpRequest
+    ) -> Response | Coroutine[Any, Any, Response] | None:
+        """Answer health, metrics and the live page, turn away who may not enter; None lets the handshake go on."""
+        path, _, query = request.path.partition("?")
         if path == "/healthz":
             well = not self._draining and self._batcher is not None and self._batcher.alive
             status = http.HTTPStatus.OK if well else http.HTTPStatus.SERVICE_UNAVAILABLE
             return connection.respond(status, "OK\n" if well else "not serving\n")
-        if not self._may_enter(request):
+        page = live_page.asks_for_page(path)
+        if not may_enter(request, self.config.token):
             self.metrics.rejected.add(label="token")
             log("connection_rejected", level=logging.WARNING, peer=peer(connection), reason="token")
-            response = connection.respond(http.HTTPStatus.UNAUTHORIZED, "this server wants a token\n")
-            response.headers["WWW-Authenticate"] = "Bearer"
-            return response
+            return turned_away(connection, browser=page)
+        if page:
+            return live_page.off() if self._live is None else self._beside(live_page.answer, self._live, path, query)
         if path == "/metrics":
             response = connection.respond(http.HTTPStatus.OK, self.metrics.text())
             del response.headers["Content-Type"]
@@ -201,17 +210,6 @@ class PolicyServer:
             self.metrics.rejected.add(label="draining" if self._draining else "full")
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "the server takes no further session\n")
         return None
-
-    def _may_enter(self, request: HttpRequest) -> bool:
-        if self.config.token is None:
-            return True
-        for header in request.headers.get_all("Authorization"):
-            scheme, _, given = header.partition(" ")
-            if scheme.lower() in ("bearer", "api-key") and hmac.compare_digest(
-                given.strip().encode("utf-8", "surrogateescape"), self.config.token.encode()
-            ):
-                return True
-        return False
 
     # Sessions
 
@@ -312,7 +310,7 @@ class PolicyServer:
         else:
             request = self._format.read(content)
         if request.reset:
-            session.memory = self._served.remember()
+            session.begin_episode(self._served.remember())
         if not session.checked or request.robot is not None:
             await self._check(request)
             session.checked = True
@@ -324,6 +322,8 @@ class PolicyServer:
             memory=session.memory,
             previous=request.previous,
             delay=request.delay,
+            executed=request.executed,
+            at=session.seconds(started) if request.timestamp is None else request.timestamp,
         )
         answer = await asyncio.wrap_future(self._batcher.submit(item))
         return self._packed(session, request, answer, started)

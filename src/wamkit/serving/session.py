@@ -31,6 +31,8 @@ class Session:
     answered: int = 0
     refused: int = 0
     previous_total_s: float | None = None
+    began: float | None = None
+    """When the episode's first observation came, by the server's clock."""
 
     def __post_init__(self) -> None:
         self.slots = asyncio.Semaphore(self.pending)
@@ -39,6 +41,16 @@ class Session:
         """Take responsibility for a message: from here on it is answered, or its client is gone."""
         self.accepted += 1
         self.inbox.put_nowait(message)
+
+    def begin_episode(self, memory: Any) -> None:
+        """Forget the one before."""
+        self.memory, self.began = memory, None
+
+    def seconds(self, now: float) -> float:
+        """Since the episode's first observation, which this may be."""
+        if self.began is None:
+            self.began = now
+        return now - self.began
 
     def seed(self, server_seed: int) -> int:
         """The seed of the next sample: of the server's seed, the session and how many it has had answered."""
