@@ -27,7 +27,8 @@ eval --policy.path --policy.embodiment --policy.rate_hz --env.type --env.task --
 --eval.workers --eval.max_steps --eval.timeout_s --eval.videos --seed --device --runtime --resume
 imagine --policy.path --dataset.root --output_dir --episodes --windows --horizons --seed --device
 serve --policy.path --policy.embodiment --policy.rate_hz --host --port --device --precision --runtime --max_batch \
---batch_wait_ms --max_message_mb --max_sessions --token_file --certificate --key --drain_timeout_s --seed
+--batch_wait_ms --max_message_mb --max_sessions --token_file --certificate --key --drain_timeout_s --seed \
+--monitor --calibration --rerun
 bench NAME
 check --policy.path --dataset.root --env.type --env.task
 report DIRECTORY --output --title

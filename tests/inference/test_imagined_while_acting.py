@@ -9,7 +9,11 @@ import torch
 from micro_policy import HORIZON, micro_policy, seen
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wamkit.inference.monitor import PolicyImagination, imagined_of
+from wamkit.inference.execution import Hold, Synchronous
+from wamkit.inference.execution_loop import Blocking, ControlLoop
+from wamkit.inference.execution_policy import policy_source
+from wamkit.inference.monitor import Calibration, Monitor, MonitorError, PolicyImagination, Scale, imagined_of
+from wamkit.inference.monitor_response import MonitoredLoop, Stop
 
 
 class Products(TorchDispatchMode):
@@ -20,7 +24,7 @@ class Products(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func.overloadpacket.__name__ in ("mm", "addmm", "bmm", "baddbmm")
+        self.count += func.overloadpacket.__name__ in ("linear", "matmul", "mm", "addmm", "bmm")
         return func(*args, **(kwargs or {}))
 
 
@@ -70,3 +74,42 @@ def test_a_look_beside_a_chunk_costs_no_pass(policy):
 def test_a_model_without_a_subgoal_hands_out_none():
     policy = micro_policy(subgoal="none")
     assert policy.act(seen(), seeds=[0]).imagined is None
+
+
+def test_a_watched_loop_needs_no_look_of_its_own(policy):
+    """The same surprises as from looks of their own, at a pass of the trunk for each chunk and none beside."""
+    periods, rate, steps = 33, 20.0, 4
+    calibration = Calibration(Scale("copy_present", {"400": 1e-3}), 1e9, 0.05, memory=1, episodes=20)
+
+    def surprises(imagination, every, keep: bool):
+        source = policy_source(policy, keep_imagined=keep)
+        loop = ControlLoop(source, Synchronous(Hold((0.0, 0.0)), steps), rate_hz=rate, thinking=Blocking())
+        watched = MonitoredLoop(loop, imagination, Monitor(calibration), Stop(Hold((0.0, 0.0))), every=every)
+        watched.reset()
+        counts, _ = calls(policy, lambda: [watched.act(lambda tick=tick: seen(tick)) for tick in range(periods)])
+        return watched.monitor.history, counts
+
+    apart, passes_apart = surprises(PolicyImagination(policy), steps, keep=False)
+    shared, passes = surprises(None, None, keep=True)
+    assert passes == dict.fromkeys(("trunk", "encoder", "lawm"), 9)  # a chunk every fourth of 33 periods
+    assert passes_apart["trunk"] == 18
+    assert [s.at for s in shared] == [s.at for s in apart][: len(shared)]
+    assert len(shared) == len(apart) - 1 == 6  # the last answer is compared in the period after it
+    for one, other in zip(shared, apart, strict=False):
+        assert one.error == pytest.approx(other.error, rel=1e-4)
+
+
+def test_a_watched_loop_says_what_it_lacks(policy):
+    calibration = Calibration(Scale("copy_present", {"400": 1e-3}), 1e9, 0.05, memory=1, episodes=20)
+    hold = Hold((0.0, 0.0))
+
+    def watched(source, imagination, every):
+        loop = ControlLoop(source, Synchronous(hold, 4), rate_hz=20.0, thinking=Blocking())
+        return MonitoredLoop(loop, imagination, Monitor(calibration), Stop(hold), every=every)
+
+    with pytest.raises(MonitorError, match="keep_imagined=True"):
+        watched(policy_source(policy), None, None)
+    with pytest.raises(MonitorError, match="omit every="):
+        watched(policy_source(policy, keep_imagined=True), None, 4)
+    with pytest.raises(MonitorError, match="not every None"):
+        watched(policy_source(policy), PolicyImagination(policy), None)

@@ -44,6 +44,12 @@ class ServeArguments:
     """Longest that a shutdown waits for running requests."""
     seed: int = 0
     """Fixes what the policy samples, session by session."""
+    monitor: bool = False
+    """Show what is imagined against what is seen on a page at /monitor, live."""
+    calibration: Path | None = None
+    """Of the monitor (Calibration.save): the page then shows the threshold, and counts alarms."""
+    rerun: str | None = None
+    """With --monitor: log to Rerun as well, into a file NAME.rrd or to a viewer's address (needs rerun-sdk)."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -51,7 +57,9 @@ def run(argv: Sequence[str]) -> int:
     arguments = parse(ServeArguments, argv, verb="serve")
     import asyncio
 
+    from wamkit.inference.monitor import Calibration
     from wamkit.serving.config import ServerConfig
+    from wamkit.serving.live_rerun import RerunLog
     from wamkit.serving.logs import log, log_to
 
     config = ServerConfig(
@@ -68,6 +76,10 @@ def run(argv: Sequence[str]) -> int:
         seed=arguments.seed,
     )
     config.tls()  # a wrong certificate is told before the policy is loaded
+    if not arguments.monitor and (arguments.calibration or arguments.rerun):
+        raise WamkitError("--calibration and --rerun belong to --monitor: add it, or leave them out.")
+    calibration = None if arguments.calibration is None else Calibration.load(arguments.calibration)
+    sinks = [] if arguments.rerun is None else [RerunLog(arguments.rerun)]
 
     from wamkit.evaluation.provenance import checkpoint_record
     from wamkit.inference.policy import checkpoint_folder, load
@@ -89,10 +101,16 @@ def run(argv: Sequence[str]) -> int:
     shapes = served.warm_up(arguments.max_batch)
     log("loaded", device=str(policy.device), runtime_shapes=shapes, **served.metadata())
 
-    async def serve() -> None:
-        await serve_until_signal(PolicyServer(served, config))
+    live = served.watch(calibration, sinks) if arguments.monitor else None
 
-    asyncio.run(serve())
+    async def serve() -> None:
+        await serve_until_signal(PolicyServer(served, config, live))
+
+    try:
+        asyncio.run(serve())
+    finally:
+        for sink in sinks:
+            sink.close()
     return 0
 
 

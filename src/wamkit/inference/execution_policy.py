@@ -1,17 +1,24 @@
 """A local policy as the source of an executor's chunks.
 
 loop = ControlLoop(policy_source(wamkit.load(path)), RealTimeChunking(hold, 8), rate_hz=80.0)
+
+With ``keep_imagined`` the source also keeps what the model imagined while it acted, which a
+`monitor_response.MonitoredLoop` compares with what came: the trunk then runs once for both.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wamkit.inference.monitor import Imagined, PolicyImagination, imagined_of
+
 if TYPE_CHECKING:
     from wamkit.inference.policy import Policy
+    from wamkit.types import ActionChunk
 
 
 class PolicySource:
@@ -20,15 +27,42 @@ class PolicySource:
     Args:
         policy: Loaded with `wamkit.load`.
         seed: Of the noise; the same seed and observations give the same chunks.
+        keep_imagined: Keep what was imagined at each call, for `newly_imagined`.
+
+    Raises:
+        MonitorError: It is to be kept, and the model imagines nothing.
     """
 
-    def __init__(self, policy: Policy, *, seed: int = 0) -> None:
+    def __init__(self, policy: Policy, *, seed: int = 0, keep_imagined: bool = False) -> None:
+        if keep_imagined:
+            PolicyImagination(policy)  # refuses a model that imagines nothing
         self.policy, self.seed = policy, seed
+        self._keep = keep_imagined
+        self._imagined: deque[tuple[Mapping[str, Any], Imagined]] = deque(maxlen=8)
         self._episode = self._call = 0
 
     def __call__(self, observation: Mapping[str, Any]) -> np.ndarray:
         """A chunk, float32 [K, A] in physical units."""
-        return self.policy.act_batch([dict(observation)], seeds=[self._next_seed()])[0]
+        return self._actions(observation, self.policy.act(dict(observation), seeds=[self._next_seed()]))
+
+    def newly_imagined(self) -> list[tuple[Mapping[str, Any], Imagined]] | None:
+        """The observations of the calls since the last time this was asked, each with what was imagined after it.
+
+        None where nothing is kept. May be asked from another thread than the one that calls.
+        """
+        if not self._keep:
+            return None
+        found = []
+        while self._imagined:
+            found.append(self._imagined.popleft())
+        return found
+
+    def _actions(self, observation: Mapping[str, Any], chunk: ActionChunk) -> np.ndarray:
+        if self._keep:
+            # A runtime, and a model that computes no future while acting, hand out none: that costs a pass of its own.
+            future = chunk.imagined if chunk.imagined is not None else self.policy.imagine(dict(observation))
+            self._imagined.append((observation, imagined_of(future)[0]))
+        return chunk.actions[0][chunk.valid[0]].numpy()
 
     def executed(self, actions: np.ndarray) -> None:
         """What was executed since the last chunk was asked for, [n, A]."""
@@ -51,10 +85,11 @@ class InpaintingPolicySource(PolicySource):
     def inpaint(self, observation: Mapping[str, Any], previous: np.ndarray, delay: int) -> np.ndarray:
         """A chunk that goes on from ``previous`` [M, A]; see `wamkit.inference.policy.Policy.inpaint`."""
         seeds = [self._next_seed()]
-        return self.policy.inpaint_batch([dict(observation)], [previous], [delay], seeds=seeds)[0]
+        chunk = self.policy.inpaint([dict(observation)], [previous], [delay], seeds=seeds)
+        return self._actions(observation, chunk)
 
 
-def policy_source(policy: Policy, *, seed: int = 0) -> PolicySource:
-    """The source of a policy, with ``inpaint`` where its model's capabilities say that it can."""
-    inpaints = policy.model.capabilities.inpaints_actions
-    return (InpaintingPolicySource if inpaints else PolicySource)(policy, seed=seed)
+def policy_source(policy: Policy, *, seed: int = 0, keep_imagined: bool = False) -> PolicySource:
+    """The source of a policy, with ``inpaint`` where its model's capabilities say that it can; see `PolicySource`."""
+    kind = InpaintingPolicySource if policy.model.capabilities.inpaints_actions else PolicySource
+    return kind(policy, seed=seed, keep_imagined=keep_imagined)

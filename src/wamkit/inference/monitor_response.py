@@ -115,39 +115,56 @@ class MonitoredLoop:
 
     Args:
         loop: The policy under its executor; call this object's ``act`` in its place.
-        imagination: Observation -> what the model makes of it. Called in the control loop's thread: where it is slow,
-            let it look less often.
+        imagination: Observation -> what the model makes of it. Called in the control loop's thread, on top of what the
+            policy computes to act: where it is slow, let it look less often. None: the looks are those of the policy,
+            whose source keeps what it imagined while acting (``policy_source(policy, keep_imagined=True)``); they
+            cost nothing, and an alarm is raised in the period after the chunk has come.
         monitor: With a calibration.
         response: What an alarm does.
-        every: Control periods between two looks; the model's horizon must be a multiple, or no prediction is compared.
+        every: Control periods between two looks of ``imagination``. The model's horizon must be a multiple (of the
+            executor's ``n_action_steps``, where the policy looks), or no prediction is compared.
 
     Raises:
-        MonitorError: the monitor has no calibration.
+        MonitorError: the monitor has no calibration, or nobody imagines.
     """
 
     def __init__(
         self,
         loop: ControlLoop,
-        imagination: Callable[[Observation], Imagined],
+        imagination: Callable[[Observation], Imagined] | None,
         monitor: Monitor,
         response: Response,
         *,
-        every: int,
+        every: int | None = None,
     ) -> None:
         if monitor.calibration is None:
             raise MonitorError("A monitor without a calibration never raises an alarm: make one with calibrate().")
-        if every < 1:
+        if imagination is not None and (every is None or every < 1):
             raise MonitorError(f"A monitor looks every period or less often, not every {every}.")
+        if imagination is None:
+            if every is not None:
+                raise MonitorError("Where the policy's own looks are compared, it decides when it looks: omit every=.")
+            newly_imagined = getattr(loop.source, "newly_imagined", None)
+            if newly_imagined is None or newly_imagined() is None:
+                raise MonitorError(
+                    "The loop's source keeps nothing that was imagined: make it with policy_source(policy, "
+                    "keep_imagined=True), or give an imagination."
+                )
+            self._newly_imagined = newly_imagined
         self.loop, self.imagination, self.monitor, self.response = loop, imagination, monitor, response
         self.every = every
+        self._begin()
+
+    def _begin(self) -> None:
         self._periods, self._last = 0, None
+        self._asked: list[tuple[float, Observation]] = []
 
     def reset(self) -> None:
         """A new episode begins."""
         self.loop.reset()
         self.monitor.reset()
         self.response.reset()
-        self._periods, self._last = 0, None
+        self._begin()
 
     def act(self, observe: Callable[[], Observation], at: float | None = None) -> np.ndarray:
         """The action of this control period, float32 [A].
@@ -163,16 +180,32 @@ class MonitoredLoop:
                 seen.append(observe())
             return seen[0]
 
-        if self._periods % self.every == 0:
-            now = self._periods / self.loop.rate_hz if at is None else at
-            alarm = self.monitor.observe(now, self.imagination(look()))
-            if alarm is not None:
-                self.response.raise_alarm(alarm)
+        now = self._periods / self.loop.rate_hz if at is None else at
+        if self.imagination is None:
+            self._look_back()
+        elif self.every is not None and self._periods % self.every == 0:
+            self._compare(now, self.imagination(look()))
         self._periods += 1
         action = self.response.action(look, self._last) if self.response.alarm is not None else None
         if action is None:
             action = self.loop.act(look, at)
         else:
             self.loop.override(action, at)
+        if self.imagination is None and seen:
+            self._asked.append((now, seen[0]))
         self._last = action
         return action
+
+    def _look_back(self) -> None:
+        """Compare what the policy imagined at its own looks, now that its answers are there."""
+        for observation, imagined in self._newly_imagined() or ():
+            # By identity: what an earlier episode asked for is answered to nobody.
+            place = next((i for i, (_, asked) in enumerate(self._asked) if asked is observation), None)
+            if place is not None:
+                at, self._asked = self._asked[place][0], self._asked[place + 1 :]
+                self._compare(at, imagined)
+
+    def _compare(self, at: float, imagined: Imagined) -> None:
+        alarm = self.monitor.observe(at, imagined)
+        if alarm is not None:
+            self.response.raise_alarm(alarm)
