@@ -44,6 +44,27 @@ def closed_loop(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def downsampling(result: dict[str, Any]) -> list[str]:
+    """Success as in other closed-loop experiments, then what each factor costs and how well it foresees."""
+    rows = [("arm", "s a step", "kept for backward, MiB", "video error / copy, by seed"), ("---",) * 4]
+    for name, cost in result["cost"].items():
+        errors = [seed[name] for seed in result["measured"].values() if name in seed]
+        rows.append(
+            (
+                f"`{name}`",
+                f"{cost['seconds_per_step']:.2f}",
+                f"{cost['kept_for_backward_mib']:.0f}",
+                ", ".join(
+                    f"{error['ratio'][-1]:.2f} [{error['ratio_ci95'][-1][0]:.2f}, {error['ratio_ci95'][-1][1]:.2f}]"
+                    if "ratio" in error
+                    else "-"
+                    for error in errors
+                ),
+            )
+        )
+    return [*closed_loop(result), "", *("| " + " | ".join(row) + " |" for row in rows)]
+
+
 def ratio(row: dict[str, Any]) -> str:
     low, high = row["ratio_ci95"]
     return f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]"
@@ -201,6 +222,8 @@ TABLES = {
     "encoders": encoders,
     "mixed_frequency": closed_loop,
     "ablation": closed_loop,
+    "auxiliary_video": closed_loop,
+    "downsampling": downsampling,
     "recordings": recordings,
     "reaction": reaction,
     "monitor": monitor,

@@ -109,7 +109,7 @@ def probe(model: LaWAM, frames: dict[str, dict[str, np.ndarray]]) -> dict[str, A
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = options_of(arguments)
-    root = closed_loop.record(options)
+    root = closed_loop.record(options, preset(options.preset).cameras)
     frames = {task: frames_of(task, options) for task in options.tasks}
     base = preset(options.preset)
     encoders: dict[str, dict[str, Any]] = {name: {} for name in ("random_weights", *OBJECTIVES)}

@@ -139,6 +139,40 @@ def test_closed_loop_experiments_run_and_resume(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.sim
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("rendering")
+def test_video_experiments_run_and_share_their_first_stages(tmp_path, capsys):
+    flags = ["--toy", "--json", "--output_dir", str(tmp_path)]
+    downsampling = benchmark("downsampling")
+    downsampling.main(flags)
+    result = last_line(capsys)
+    cost = result["cost"]
+    kept = [cost[name]["kept_for_backward_mib"] for name in ("factor_1", "factor_2", "factor_4", "no_video")]
+    assert kept == sorted(kept, reverse=True)
+    assert len(result["measured"]["0"]["factor_4"]["psnr"]["model"]) == 4
+    assert any("factor_4" in line and "no" not in line for line in benchmark("_tables").downsampling(result))
+
+    # Another model on the same backbone: recording and first stages are there, and are not touched.
+    shared = tmp_path / "shared_video/seed0/checkpoints/last/pretrained_model/model.safetensors"
+    before = shared.stat().st_mtime_ns
+    tasks = ["--tasks", *downsampling.TASKS]
+    benchmark("auxiliary_video").main([*flags, *tasks, "--arms", "fast_wam_no_video"])
+    assert list(last_line(capsys)["arms"]) == ["fast_wam_no_video"]
+    assert shared.stat().st_mtime_ns == before
+
+    from safetensors.torch import load_file
+
+    stored = [
+        load_file(tmp_path / run / "checkpoints/last/pretrained_model/model.safetensors")
+        for run in ("shared_video/seed0", "fast_wam_no_video/seed0")
+    ]
+    names = [name for name in stored[1] if name.startswith("vae.")]
+    assert names
+    assert all((stored[0][name] == stored[1][name]).all() for name in names)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_recordings_run(tmp_path, capsys, test_data):
     benchmark("recordings").main(["--toy", "--json", "--data", str(test_data), "--output_dir", str(tmp_path)])

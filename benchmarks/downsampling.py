@@ -1,0 +1,123 @@
+"""How coarse may the future be that Light-WAM learns to predict? Factors 1, 2 and 4 in the latent, and no video.
+
+For each factor: success, steps per second and memory of the policy stage, and the error of the imagined video on
+demonstrations that were not learned from, over copying the present at the same resolution.
+
+    python benchmarks/downsampling.py [--seeds 0 1 2] [--episodes 50] [--toy] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import _closed_loop as closed_loop
+import torch
+from torch import Tensor
+
+from wamkit.cli.groups import DatasetFlags, PolicyFlags
+from wamkit.cli.imagine import ImagineArguments, imagine
+from wamkit.evaluation.results import load_json
+from wamkit.models.light_wam import LightWAM, LightWAMConfig, preset
+from wamkit.recipes.light_wam_metaworld import light_wam_metaworld
+from wamkit.types import Window
+
+TASKS = ("door-open-v3",)
+FACTORS = (1, 2, 4)
+UNSEEN_EPISODES = 10
+
+
+def configs(base: LightWAMConfig) -> dict[str, LightWAMConfig]:
+    """Factor 2 is the paper's; the last arm predicts no video at all."""
+    arms = {f"factor_{factor}": dataclasses.replace(base, downsample=factor) for factor in FACTORS}
+    return arms | {"no_video": dataclasses.replace(base, video_supervision="none")}
+
+
+def window_of(model: LightWAM, batch_size: int) -> Window:
+    """A batch as the latent store serves it: training encodes no pictures."""
+    window = model.fake_window(batch_size, stage="policy")
+    shape = (batch_size, 1, model.latent_frames, model.latent_size[0] * model.latent_size[1], model.config.vae.channels)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return dataclasses.replace(window, features={model.config.cameras[0]: latents})
+
+
+def training_cost(models: dict[str, LightWAMConfig], batch_size: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Median seconds of a loss and its gradients, the arms taking turns, and what is kept for the backward pass."""
+    built = {name: LightWAM(config) for name, config in models.items()}
+    windows = {name: window_of(model, batch_size) for name, model in built.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    kept: dict[str, float] = {}
+    for name, model in built.items():
+        model.prepare_stage("policy")
+        storages: dict[int, int] = {}
+
+        def keep(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.loss(windows[name], "policy", torch.Generator().manual_seed(0)).total().backward()
+        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        kept[name] = sum(size for place, size in storages.items() if place not in weights) / 2**20
+    for _ in range(rounds):
+        for name, model in built.items():
+            start = time.perf_counter()
+            model.loss(windows[name], "policy", torch.Generator().manual_seed(0)).total().backward()
+            seconds[name].append(time.perf_counter() - start)
+    return {
+        name: {"seconds_per_step": statistics.median(seconds[name]), "kept_for_backward_mib": kept[name]}
+        for name in models
+    }
+
+
+def video_errors(options: argparse.Namespace, trained: dict[str, Path], unseen: Path, seed: int) -> dict[str, Any]:
+    """Pixel error on unseen demonstrations, of the arms that predict video."""
+    errors = {}
+    for name, checkpoint in trained.items():
+        if name == "no_video":
+            continue
+        output_dir = options.output_dir / "imagine" / name / f"seed{seed}"
+        imagine(
+            ImagineArguments(
+                policy=PolicyFlags(checkpoint),
+                dataset=DatasetFlags(unseen),
+                output_dir=output_dir,
+                windows=8 if options.toy else 256,
+                device="cpu",
+            )
+        )
+        errors[name] = load_json(output_dir / "imagine.json")["pixel_error"]
+    return errors
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    flags = closed_loop.parser(__doc__, TASKS, "downsampling", recipes=(light_wam_metaworld,))
+    options = closed_loop.parsed(flags, arguments)
+    models = configs(preset(options.preset))
+    arms = [
+        closed_loop.TrainedArm(
+            name,
+            config,
+            lambda root: closed_loop.dataset(options, root),
+            light_wam_metaworld,
+            closed_loop.VIDEO,
+        )
+        for name, config in models.items()
+    ]
+    unseen = closed_loop.record(options, closed_loop.cameras_of(arms), unseen=1 if options.toy else UNSEEN_EPISODES)
+    closed_loop.run(
+        options,
+        arms,
+        [("factor_2", "factor_1"), ("factor_2", "factor_4"), ("factor_2", "no_video")],
+        measure=lambda seed, trained: video_errors(options, trained, unseen, seed),
+        cost=training_cost(models, batch_size=2 if options.toy else 32, rounds=2 if options.toy else 15),
+    )
+
+
+if __name__ == "__main__":
+    main()
