@@ -2,6 +2,8 @@
 
 The server owns the model; this process owns the arm and needs of wamkit only the client and the executors (no torch).
 The arm is simulated, its clock is not: an action that comes too late is not executed. Run 04_train.py first.
+While it moves, a page of the server shows what the policy imagined for now against what it sees; its address is
+printed.
 
     python examples/09_serve.py [--toy]
 """
@@ -11,6 +13,7 @@ import json
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 
 from wamkit.client import PolicyClient
@@ -25,7 +28,7 @@ LOG = "outputs/examples/serve.log"
 @contextlib.contextmanager
 def policy_server(path: str) -> Iterator[str]:
     """`wam serve` in a process of its own: its address, once it listens; SIGTERM at the end."""
-    command = [sys.executable, "-m", "wamkit.cli", "serve", "--policy.path", path, "--port", "0"]
+    command = [sys.executable, "-m", "wamkit.cli", "serve", "--policy.path", path, "--port", "0", "--monitor"]
     with open(LOG, "w") as log, subprocess.Popen(command, stderr=log) as process:
         try:
             while True:
@@ -36,7 +39,7 @@ def policy_server(path: str) -> Iterator[str]:
                 if process.poll() is not None:
                     raise SystemExit(f"the server did not start: see {LOG}")
                 time.sleep(0.1)
-            yield f"ws://127.0.0.1:{listening[0]['port']}"
+            yield f"127.0.0.1:{listening[0]['port']}"
         finally:
             process.terminate()
 
@@ -50,6 +53,7 @@ if __name__ == "__main__":
         client = PolicyClient(address, robot=robot, timeout_s=30.0)
         told = client.metadata
         print(f"a {told['model']} on another process: {told['chunk']['length']} actions at {told['rate_hz']:g} Hz")
+        print(f"watch it at http://{address}/monitor")
 
         hold = Hold((0.0, 0.0, 0.0, 0.0), keep=(3,))  # no displacement, and the gripper goes on as it did
         success = truncated = False
@@ -67,6 +71,11 @@ if __name__ == "__main__":
         counts = loop.executor.counts
         print(f"{steps} steps: {counts.requests} chunks asked for, {counts.held} held, {counts.stale} actions stale")
         print("success" if success else "no success within the time limit")
+        here = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows this address
+        with here.open(f"http://{address}/monitor/state") as page:  # what the page draws
+            watched = json.load(page)
+        looks, compared = watched["episodes"][-1]["looks"], watched["episode"]["points"]
+        print(f"the page saw {looks} looks at the world, {len(compared)} of them foreseen one horizon before")
         env.close()
     with open(LOG) as lines:
         ended = json.loads(list(lines)[-1])

@@ -81,4 +81,6 @@ def test_from_recording_to_evaluation(tmp_path, monkeypatch, capsys):
     said = run("09", capsys)
     assert "a lawam on another process: 16 actions at 80 Hz" in said
     assert "24 steps" in said
+    assert "watch it at http://127.0.0.1:" in said
+    assert "the page saw " in said
     assert "the server stopped" in said
