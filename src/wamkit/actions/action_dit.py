@@ -81,13 +81,35 @@ class ActionDiT(nn.Module):
             words: from `words_in`.
             words_valid: False where a token must not be read; None: all are.
         """
-        dtype = self.enter.weight.dtype
+        return self.enter_at(noisy, self.time_code(noise_level), words, words_valid)
+
+    def time_code(self, noise_level: Float[Tensor, "B"]) -> Float[Tensor, "B 1 6 D"]:
+        """Scales, shifts and gates at these noise levels, before a block adds its own."""
         # Cosines before sines, and noise levels counted in thousands, as in Wan.
         sines, cosines = sincos(1000.0 * noise_level.float(), self.config.time_width).chunk(2, dim=-1)
-        code = self.time_embedder(torch.cat([cosines, sines], dim=-1).to(dtype))
-        time = self.time_projection(code).unflatten(-1, (1, 6, -1))
+        code = self.time_embedder(torch.cat([cosines, sines], dim=-1).to(self.enter.weight.dtype))
+        return self.time_projection(code).unflatten(-1, (1, 6, -1))
+
+    def enter_at(
+        self,
+        noisy: Float[Tensor, "B K A"],
+        time: Float[Tensor, "B 1 6 D"],
+        words: Float[Tensor, "B L D"] | None,
+        words_valid: Bool[Tensor, "B L"] | None = None,
+    ) -> Stream:
+        """`prepare`, where the time's code is at hand.
+
+        Args:
+            noisy: chunks at their noise levels.
+            time: from `time_code`.
+            words: see `prepare`; None where each block's keys and values of them are given to the blocks.
+            words_valid: see `prepare`.
+        """
+        dtype = self.enter.weight.dtype
         mask = None if words_valid is None else words_valid[:, None, None, :]
         tokens = self.enter(noisy.to(dtype)).to(dtype)
+        if words is None:
+            words = tokens[:, :0]
         return Stream(tokens, time, self.rotary(noisy.shape[1], noisy.device), words, mask)
 
     def rotary(self, steps: int, device: torch.device | str) -> Rotary:

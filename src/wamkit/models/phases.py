@@ -60,12 +60,19 @@ class ActPhases(ABC):
         """
         return ()
 
-    def step(self, x: Tensor, step: int, schedule: Any, state: State) -> Tensor:
-        """One denoise step, [B, K, A] -> [B, K, A]; keys and values of what the prefix saw come from ``state``."""
+    def start(self, noise: Tensor, state: State) -> Any:
+        """What the first step starts from: the noise, or a nest of tensors where more than actions is denoised."""
+        return noise
+
+    def step(self, x: Any, step: int, schedule: Any, state: State) -> Any:
+        """One denoise step, to what it was given; keys and values of what the prefix saw come from ``state``.
+
+        Of actions alone it is [B, K, A] -> [B, K, A].
+        """
         raise NotImplementedError(f"{type(self).__name__} has no denoise steps")
 
     @abstractmethod
-    def chunk(self, x: Tensor | None, state: State) -> ActionChunk:
+    def chunk(self, x: Any, state: State) -> ActionChunk:
         """The chunk in normalised units, from the last step's result (None where there are no steps)."""
 
     def act(self, observation: Observation, noise: Tensor | None) -> ActionChunk:
@@ -80,9 +87,9 @@ class ActPhases(ABC):
             state |= phase.run(state)
         return self.chunk(self.denoise(noise, state) if noise is not None and self.steps else None, state)
 
-    def denoise(self, noise: Tensor, state: State) -> Tensor:
+    def denoise(self, noise: Tensor, state: State) -> Any:
         """All steps, from noise to the last step's result."""
-        schedule, x = self.schedule(), noise
+        schedule, x = self.schedule(), self.start(noise, state)
         for step in range(self.steps):
             x = self.step(x, step, schedule, state)
         return x

@@ -145,10 +145,18 @@ class VideoWorldModel(WorldActionModel):
         Raises:
             ValueError: the state is wider than the model takes.
         """
-        weight = self.proprioception.weight
-        features = self.text(task, weight.device)
+        return self.with_proprioception(self.text(task, self.proprioception.weight.device), state, state_valid)
+
+    def with_proprioception(
+        self,
+        features: Float[Tensor, "B L E"],
+        state: Float[Tensor, "B S"] | None = None,
+        state_valid: Bool[Tensor, "B S"] | None = None,
+    ) -> tuple[Float[Tensor, "B L E"], Bool[Tensor, "B L"] | None]:
+        """`words_of`, where the instruction's features are at hand."""
         if state is None:
             return features, None
+        weight = self.proprioception.weight
         known = torch.ones_like(state, dtype=torch.bool) if state_valid is None else state_valid
         values = padded(torch.where(known, state, 0.0), weight.shape[1])
         token = self.proprioception(values.to(weight.dtype)).unsqueeze(1).to(features.dtype)

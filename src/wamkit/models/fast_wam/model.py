@@ -7,6 +7,7 @@ L = L_action + L_video, both flow matching towards the noise, each stream under 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,8 +23,21 @@ from wamkit.losses import flow_matching
 from wamkit.losses.reduction import masked_mean
 from wamkit.models.base import Capabilities, StageError
 from wamkit.models.fast_wam.config import FastWAMConfig, Mode, preset
+from wamkit.models.phases import ActPhases
 from wamkit.models.video_world_model import VideoWorldModel
+from wamkit.nn.attention import KeysValues
 from wamkit.types import ActionChunk, Future, Losses, LossTerm, Observation, Window
+
+
+class ActionContext(NamedTuple):
+    """What the action expert reads in every denoise step; computed once per chunk."""
+
+    prefix: list[KeysValues]
+    """Each block's keys and values of the video."""
+    mask: Bool[Tensor, "B 1 K M"]
+    """Over the video's tokens and then the actions."""
+    words: list[KeysValues]
+    """Each block's keys and values of the words."""
 
 
 class FastWAM(VideoWorldModel):
@@ -95,6 +109,12 @@ class FastWAM(VideoWorldModel):
             "action_expert": [self.action],
             "proprioception": [self.proprioception],
         }
+
+    def phases(self) -> ActPhases:
+        """See `wamkit.models.fast_wam.phases`."""
+        from wamkit.models.fast_wam.phases import FastWAMPhases
+
+        return FastWAMPhases(self)
 
     @property
     def action_width(self) -> int:
@@ -202,7 +222,7 @@ class FastWAM(VideoWorldModel):
         if chosen == "joint":
             actions = self.denoise_jointly(present, noise, words, words_valid, valid)
         else:
-            seen = present if chosen == "uncond" else self._imagined(present, words, words_valid)
+            seen = present if chosen == "uncond" else self.imagined_after(present, words, words_valid)
             actions = self.denoise_after(seen, noise, words, words_valid, valid)
         return ActionChunk(actions=actions.float(), times=times, valid=valid)
 
@@ -229,9 +249,9 @@ class FastWAM(VideoWorldModel):
             noise = torch.randn(shape, generator=generator, device=times.device)
         words, words_valid = self.words_of(observation.task, observation.state)
         present = self.present_of(observation)
-        seen = present if self.config.mode == "uncond" else self._imagined(present, words, words_valid)
+        seen = present if self.config.mode == "uncond" else self.imagined_after(present, words, words_valid)
         field = self.action_field(seen, words, words_valid, valid)
-        levels = self._action_levels(noise.device).tolist()
+        levels = self.action_levels(noise.device).tolist()
         actions = self._euler(inpainting(field, known, weights, levels), noise)
         return ActionChunk(actions=actions.float(), times=times, valid=valid)
 
@@ -254,6 +274,22 @@ class FastWAM(VideoWorldModel):
         chunk_valid: Bool[Tensor, "B K"],
     ) -> VelocityField:
         """Velocity towards the data of noisy actions; the video's keys and values are computed here, once."""
+        context = self.action_context(seen, words, words_valid, chunk_valid)
+        codes = self.action.time_code(self.action_levels(seen.device)[:-1])
+
+        def towards_data(x: Tensor, step: int) -> Tensor:
+            return -self.action_velocity(x, codes[step].expand(len(x), -1, -1, -1), context, words_valid)
+
+        return towards_data
+
+    def action_context(
+        self,
+        seen: Float[Tensor, "B C F h w"],
+        words: Float[Tensor, "B L E"],
+        words_valid: Bool[Tensor, "B L"] | None,
+        chunk_valid: Bool[Tensor, "B K"],
+    ) -> ActionContext:
+        """The video expert's pass over clean frames, and the words as the action expert reads them."""
         grid, clean = self.backbone.grid(seen), torch.zeros(len(seen), seen.shape[2], device=seen.device)
         stream, _ = self.backbone.prepare(seen, clean, words, words_valid)
         tokens, chunk = grid[1] * grid[2], chunk_valid.shape[1]
@@ -263,18 +299,25 @@ class FastWAM(VideoWorldModel):
         mask = torch.cat([everything, chunk_valid], dim=1)[:, None, None, :].expand(-1, -1, chunk, -1)
         own_words = self.action.words_in(words)
         projected = [words_of(block, own_words) for block in self.action.blocks]
-        levels = self._action_levels(seen.device)
+        return ActionContext(prefix, mask, projected)
 
-        def towards_data(x: Tensor, step: int) -> Tensor:
-            actions = self.action.prepare(x, levels[step].expand(len(x)), own_words, words_valid)
-            return -self.action.velocity(after_prefix(self.action.blocks, actions, prefix, mask, projected))
-
-        return towards_data
+    def action_velocity(
+        self,
+        x: Float[Tensor, "B K A"],
+        time: Float[Tensor, "B 1 6 D"],
+        context: ActionContext,
+        words_valid: Bool[Tensor, "B L"] | None,
+    ) -> Float[Tensor, "B K A"]:
+        """Velocity towards the noise, from the action expert's `time_code` of the noise level."""
+        stream = self.action.enter_at(x, time, None, words_valid)
+        return self.action.velocity(
+            after_prefix(self.action.blocks, stream, context.prefix, context.mask, context.words)
+        )
 
     def _euler(self, field: VelocityField, noise: Float[Tensor, "B K A"]) -> Float[Tensor, "B K A"]:
         """From noise to actions along a field, in steps that lie closer together near the noise."""
         x = noise
-        for step, (now, following) in enumerate(pairwise(self._action_levels(noise.device))):
+        for step, (now, following) in enumerate(pairwise(self.action_levels(noise.device))):
             x = x + (now - following) * field(x, step)
         return x
 
@@ -287,37 +330,61 @@ class FastWAM(VideoWorldModel):
         chunk_valid: Bool[Tensor, "B K"],
     ) -> Float[Tensor, "B K A"]:
         """Video and actions side by side, under the same levels."""
-        video = torch.cat([present, self._video_noise(present)[:, :, 1:]], dim=2)
-        grid, x = self.backbone.grid(video), noise
-        mask = self.attention_mask(grid, chunk_valid, "joint")
-        own_words = self.action.words_in(words)
-        levels = self._action_levels(noise.device)
-        for now, following in pairwise(levels):
-            level = now.expand(len(x))
-            stream, code = self.backbone.prepare(video, levels_of_frames(level, video.shape[2]), words, words_valid)
-            action_stream = self.action.prepare(x, level, own_words, words_valid)
-            tokens, out = joint([self.backbone.blocks, self.action.blocks], [stream, action_stream], mask)
-            moved = video + (following - now) * self.backbone.velocity(tokens, code, grid)
-            video = torch.cat([present, moved[:, :, 1:]], dim=2)
-            x = x + (following - now) * self.action.velocity(out)
+        video = self.noisy_after(present, self.video_noise(present))
+        mask = self.attention_mask(self.backbone.grid(video), chunk_valid, "joint")
+        own_words, x = self.action.words_in(words), noise
+        for now, following in pairwise(self.action_levels(noise.device)):
+            x, video = self.joint_step(x, video, now, following, words, own_words, words_valid, mask)
         return x
 
-    def _action_levels(self, device: torch.device) -> Float[Tensor, "steps_and_one"]:
+    def joint_step(
+        self,
+        x: Float[Tensor, "B K A"],
+        video: Float[Tensor, "B C F h w"],
+        now: Float[Tensor, ""],
+        following: Float[Tensor, ""],
+        words: Float[Tensor, "B L E"],
+        own_words: Float[Tensor, "B L D"],
+        words_valid: Bool[Tensor, "B L"] | None,
+        mask: Bool[Tensor, "B 1 N N"],
+    ) -> tuple[Float[Tensor, "B K A"], Float[Tensor, "B C F h w"]]:
+        """One Euler step of both, from one noise level to the following; the present stays as it is."""
+        level, grid = now.expand(len(x)), self.backbone.grid(video)
+        stream, code = self.backbone.prepare(video, levels_of_frames(level, video.shape[2]), words, words_valid)
+        action_stream = self.action.prepare(x, level, own_words, words_valid)
+        tokens, out = joint([self.backbone.blocks, self.action.blocks], [stream, action_stream], mask)
+        moved = video + (following - now) * self.backbone.velocity(tokens, code, grid)
+        return x + (following - now) * self.action.velocity(out), self.noisy_after(video[:, :, :1], moved)
+
+    @staticmethod
+    def noisy_after(present: Float[Tensor, "B C 1 h w"], video: Float[Tensor, "B C F h w"]) -> Tensor:
+        """A video whose first frame is the present."""
+        return torch.cat([present, video[:, :, 1:]], dim=2)
+
+    def action_levels(self, device: torch.device) -> Float[Tensor, "steps_and_one"]:
+        """Noise levels of the Euler steps, from noise to data."""
         steps = self.config.action.denoise_steps
         return flow_matching.shifted_euler_levels(steps, shift=self.config.shift, device=device)
 
-    def _video_noise(self, present: Float[Tensor, "B C 1 h w"]) -> Float[Tensor, "B C F h w"]:
+    def video_noise(self, present: Float[Tensor, "B C 1 h w"]) -> Float[Tensor, "B C F h w"]:
+        """Of seed 0, so that two calls imagine the same."""
         shape = (*present.shape[:2], self.latent_frames, *present.shape[3:])
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(present.device)
 
-    def _imagined(self, present: Tensor, words: Tensor, words_valid: Tensor | None) -> Tensor:
-        config = self.config
+    def imagined_after(
+        self,
+        present: Float[Tensor, "B C 1 h w"],
+        words: Float[Tensor, "B L E"],
+        words_valid: Bool[Tensor, "B L"] | None,
+        noise: Float[Tensor, "B C F h w"] | None = None,
+    ) -> Float[Tensor, "B C F h w"]:
+        """The video that actions follow in mode ``idm``."""
         return sample_future(
             lambda x, level: self.backbone(x, level, words, words_valid),
             present,
-            self._video_noise(present),
-            steps=config.imagine_steps,
-            shift=config.shift,
+            self.video_noise(present) if noise is None else noise,
+            steps=self.config.imagine_steps,
+            shift=self.config.shift,
         )
 
     @torch.no_grad()

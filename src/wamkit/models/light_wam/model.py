@@ -16,6 +16,7 @@ from wamkit.dynamics.video_flow import Velocity, downsample
 from wamkit.losses.reduction import masked_mean
 from wamkit.models.base import Capabilities, StageError
 from wamkit.models.light_wam.config import LightWAMConfig, preset
+from wamkit.models.phases import ActPhases
 from wamkit.models.video_world_model import VideoWorldModel
 from wamkit.nn.lora import is_lora
 from wamkit.nn.residual_adapter import ResidualAdapter
@@ -83,6 +84,12 @@ class LightWAM(VideoWorldModel):
             "action_expert": [self.expert],
             "proprioception": [self.proprioception],
         }
+
+    def phases(self) -> ActPhases:
+        """See `wamkit.models.light_wam.phases`."""
+        from wamkit.models.light_wam.phases import LightWAMPhases
+
+        return LightWAMPhases(self)
 
     @property
     def action_width(self) -> int:

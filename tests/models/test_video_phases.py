@@ -1,0 +1,97 @@
+"""The phases of the video models: in every mode what `act` computes, and recordable."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from micro_video import FAST, fast, light, seeded
+
+from wamkit.inference.runtime import Runtime, RuntimeSettings
+from wamkit.inference.runtime_record import LINEAR
+from wamkit.models.fast_wam.config import Mode
+
+FEW_STEPS = replace(FAST.action, denoise_steps=2)
+
+
+def of_mode(mode: Mode):
+    return fast(mode=mode, action=FEW_STEPS).eval()
+
+
+MODELS = {
+    "light": lambda: light().eval(),
+    "uncond": lambda: of_mode("uncond"),
+    "joint": lambda: of_mode("joint"),
+    "idm": lambda: of_mode("idm"),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    return MODELS[request.param]()
+
+
+def observation_and_noise(model, batch: int = 2, seed: int = 0):
+    shape = model.action_noise_shape
+    noise = None if shape is None else torch.randn(batch, *shape, generator=seeded(seed))
+    return model.fake_window(batch, seed=seed).observation(), noise
+
+
+@pytest.fixture(scope="module")
+def runtime(model):
+    return Runtime(model, RuntimeSettings(precision="fp32"))
+
+
+def test_phases_say_what_act_does(model):
+    observation, noise = observation_and_noise(model)
+    for given in (observation, replace(observation, state=None)):
+        reference = model.act(given, noise=noise)
+        with torch.no_grad():
+            chunk = model.phases().act(given, noise)
+        torch.testing.assert_close(chunk.actions, reference.actions, rtol=1e-6, atol=1e-6)
+        assert torch.equal(chunk.times, reference.times)
+        assert torch.equal(chunk.valid, reference.valid)
+
+
+def test_the_runtime_equals_the_plain_model(model, runtime):
+    for seed in (0, 1):
+        observation, noise = observation_and_noise(model, seed=seed)
+        observation = replace(observation, task=("open it", f"close number {seed}"))
+        chunk, reference = runtime.act(observation, noise=noise), model.act(observation, noise=noise)
+        assert (chunk.actions - reference.actions).abs().max() <= 1e-5 * reference.actions.abs().max()
+    assert len(runtime.reports()) == 1
+
+
+@pytest.mark.parametrize("name", ["light", "uncond"])
+def test_bf16_stays_near_fp32(name):
+    model = MODELS[name]()
+    observation, noise = observation_and_noise(model, 1)
+    chunk = Runtime(model, RuntimeSettings(precision="bf16")).act(observation, noise=noise)
+    reference = model.act(observation, noise=noise)
+    cosine = torch.nn.functional.cosine_similarity(chunk.actions.flatten(), reference.actions.flatten(), dim=0)
+    assert cosine >= 0.999
+    assert not torch.equal(chunk.actions, reference.actions)
+
+
+def test_nothing_of_the_words_or_the_video_is_projected_in_the_loop():
+    model = of_mode("uncond")
+    observation, noise = observation_and_noise(model, 1)
+    runtime = Runtime(model, RuntimeSettings(precision="fp32"))
+    runtime.act(observation, noise=noise)
+    _, loop = runtime.recordings(observation)
+    steps, layers = FEW_STEPS.denoise_steps, FAST.video.layers
+    # A layer: query-key-value, output, query to the words, output, two of the feed-forward. In and out at the ends.
+    assert [node.target for node in loop.graph.nodes].count(LINEAR) == steps * (6 * layers + 2)
+
+
+def test_an_instruction_is_encoded_once(monkeypatch):
+    model = light().eval()
+    phases, encoded = model.phases(), []
+    encode = model.text._encode
+    monkeypatch.setattr(model.text, "_encode", lambda prompts: encoded.append(list(prompts)) or encode(prompts))
+    observation, _ = observation_and_noise(model)
+    for task in (("a", "b"), ("a", "b"), ("b", "b")):
+        first = phases.inputs(replace(observation, task=task))["words"]
+        assert torch.equal(first, model.text(task, "cpu"))
+    assert encoded == [["a", "b"]]
