@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -36,7 +37,8 @@ class VGG16(nn.Module):
         from torchvision.models import vgg16
 
         super().__init__()
-        self.layers = vgg16(weights=None).features[: TAPS[-1] + 1]
+        with torch.device("meta"):  # else torchvision would first fill 138 M parameters with noise
+            self.layers = vgg16(weights=None).features[: TAPS[-1] + 1]
         for layer in self.layers:
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # what was read before must stay as it was
@@ -48,7 +50,7 @@ class VGG16(nn.Module):
                 f"{path} does not hold torchvision's VGG16 (features.{missing[0]} is missing or of another shape): give"
                 " the file of vgg16(weights='IMAGENET1K_V1')"
             )
-        self.layers.load_state_dict({name: stored[name] for name in wanted})
+        self.layers.load_state_dict({name: stored[name].float() for name in wanted}, assign=True)
         self.channels = nn.ParameterList(lpips_channel_weights())
         self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1))
@@ -77,9 +79,9 @@ def lpips_channel_weights() -> list[Float[Tensor, "C"]]:
     Raises:
         PerceptualWeightsError: this torchmetrics does not.
     """
-    import torchmetrics.functional.image as image
-
-    path = Path(image.__file__).parent / "lpips_models" / "vgg.pth"
+    found = importlib.util.find_spec("torchmetrics")  # found, not imported: that takes seconds
+    path = Path(*(found.submodule_search_locations or ())) if found is not None else Path()
+    path = path / "functional/image/lpips_models/vgg.pth"
     if not path.is_file():
         raise PerceptualWeightsError("this torchmetrics holds no lpips_models/vgg.pth: install torchmetrics>=1.7")
     stored = torch.load(path, map_location="cpu", weights_only=True)
