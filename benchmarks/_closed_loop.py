@@ -259,8 +259,7 @@ def evaluate(
     """Every arm of a seed on the same initial states, all of its chunks executed whole."""
     arms = []
     for name, checkpoint in trained.items():
-        policy = load(checkpoint)
-        policy.embodiment = "metaworld"  # a policy of several rates acts at the native one
+        policy = load(checkpoint, embodiment="metaworld", rate_hz=NATIVE_HZ)
         arms.append(PolicyArm(policy, name, identity=hashes[name]))
     make = EnvFactory("metaworld", {"resolution": 128, "cameras": cameras} | _limit(options))
     settings = RolloutSettings(seed=seed, n_episodes=options.episodes, workers=options.workers)
