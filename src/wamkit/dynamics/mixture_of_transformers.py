@@ -6,7 +6,7 @@ Every expert has as many blocks as the others, and attends in the same heads and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,16 +26,19 @@ from wamkit.nn.attention import KeysValues, attend
 Expert = Sequence[nn.Module] | nn.ModuleList
 """Blocks, in order."""
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries, keys and values [B, heads, N, d] to what was read, under a mask of its own."""
+
 
 def joint(
-    experts: Sequence[Expert], streams: Sequence[Stream], mask: Bool[Tensor, "#B 1 N N"]
+    experts: Sequence[Expert], streams: Sequence[Stream], mask: Bool[Tensor, "#B 1 N N"] | Attend
 ) -> list[Float[Tensor, "B n D"]]:
     """All experts' tokens through all blocks together.
 
     Args:
         experts: each one's blocks.
         streams: each one's tokens.
-        mask: True where attention is allowed, over the tokens of all experts in order.
+        mask: True where attention is allowed, over the tokens of all experts in order; or what attends in its stead.
 
     Raises:
         ValueError: the experts differ in depth.
@@ -48,7 +51,8 @@ def joint(
     for blocks in zip(*experts, strict=True):
         pairs = [_enter(block, x, stream) for block, x, stream in zip(blocks, tokens, streams, strict=True)]
         queries, keys, values = (_joined([inputs[i] for _, inputs in pairs]) for i in range(3))
-        attended = attend(queries, keys, values, mask).split(sizes, dim=2)
+        read = attend(queries, keys, values, mask) if isinstance(mask, Tensor) else mask(queries, keys, values)
+        attended = read.split(sizes, dim=2)
         tokens = [
             _leave(block, x, part, modulation, stream)
             for block, x, part, (modulation, _), stream in zip(blocks, tokens, attended, pairs, streams, strict=True)
@@ -80,17 +84,31 @@ def after_prefix(
     Args:
         expert: its blocks.
         stream: its tokens.
-        prefix: from `prefill`.
+        prefix: from `prefill` or `extend`.
         mask: True where attention is allowed, over the prefix and then the own tokens.
         words: each block's keys and values of the words, where they were projected ahead of a denoise loop.
     """
-    x = stream.tokens
-    for index, (block, kept) in enumerate(zip(expert, prefix, strict=True)):
+    return extend(expert, stream, prefix, mask, words)[0]
+
+
+def extend(
+    expert: Expert,
+    stream: Stream,
+    prefix: Sequence[KeysValues],
+    mask: Bool[Tensor, "#B 1 N M"],
+    words: Sequence[KeysValues] | None = None,
+) -> tuple[Float[Tensor, "B N D"], list[KeysValues]]:
+    """`after_prefix`, keeping the own tokens' keys and values of each block: what the prefix goes on with."""
+    x, kept = stream.tokens, []
+    for index, (block, before) in enumerate(zip(expert, prefix, strict=True)):
         modulation, own = _enter(block, x, stream)
-        keys, values = _joined([kept.keys, own.keys]), _joined([kept.values, own.values])
+        kept.append(KeysValues(own.keys, own.values))
+        # A prefix that was kept in the weights' precision meets tokens under autocast.
+        keys = _joined([before.keys.to(own.keys.dtype), own.keys])
+        values = _joined([before.values.to(own.values.dtype), own.values])
         attended = attend(own.queries, keys, values, mask)
         x = _leave(block, x, attended, modulation, stream, None if words is None else words[index])
-    return x
+    return x, kept
 
 
 def _enter(block: nn.Module, x: Tensor, stream: Stream) -> tuple[Modulation, Queries]:

@@ -208,13 +208,17 @@ class VideoDiT(nn.Module):
         self, tokens: Float[Tensor, "B N D"], code: Float[Tensor, "B F D"], grid: tuple[int, int, int]
     ) -> Float[Tensor, "B C F h w"]:
         """From tokens to the velocity towards the noise of every latent cell."""
-        model, (frames, rows, columns), patch = self.model, grid, self.config.patch
-        table = model.scale_shift_table.float().unsqueeze(0) + code.float().unsqueeze(2)
-        shift, scale = (part.unsqueeze(2) for part in table.unbind(2))
-        normed = scale_and_shift(model.norm_out(tokens.float()), scale, shift).to(tokens.dtype)
-        cells = model.proj_out(normed).view(tokens.shape[0], frames, rows, columns, *patch, self.config.channels)
+        (frames, rows, columns), patch = grid, self.config.patch
+        cells = self.model.proj_out(self.leaving(tokens, code))
+        cells = cells.view(tokens.shape[0], frames, rows, columns, *patch, self.config.channels)
         cells = cells.permute(0, 7, 1, 4, 2, 5, 3, 6)
         return cells.flatten(6, 7).flatten(4, 5).flatten(2, 3).float()
+
+    def leaving(self, tokens: Float[Tensor, "B N D"], code: Float[Tensor, "B F D"]) -> Float[Tensor, "B N D"]:
+        """The last norm, modulated by the noise level of each of F equal runs of tokens."""
+        table = self.model.scale_shift_table.float().unsqueeze(0) + code.float().unsqueeze(2)
+        shift, scale = (part.unsqueeze(2) for part in table.unbind(2))
+        return scale_and_shift(self.model.norm_out(tokens.float()), scale, shift).to(tokens.dtype)
 
     def forward(
         self,

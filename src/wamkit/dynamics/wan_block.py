@@ -20,10 +20,10 @@ from wamkit.nn.attention import KeysValues, attend
 
 
 class Rotary(NamedTuple):
-    """Cosines and sines of the rotary position code, one for each pair of channels."""
+    """Cosines and sines of the rotary position code, one for each pair of channels; of all samples or of each."""
 
-    cosines: Float[Tensor, "N half"]
-    sines: Float[Tensor, "N half"]
+    cosines: Float[Tensor, "N half"] | Float[Tensor, "B 1 N half"]
+    sines: Float[Tensor, "N half"] | Float[Tensor, "B 1 N half"]
 
 
 class Stream(NamedTuple):
