@@ -6,9 +6,10 @@ LaWAM's latent-action model (`wamkit.dynamics.latent_action`) and RepWAM's laten
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -90,28 +91,27 @@ def _folded(term: LossTerm, samples: int) -> LossTerm:
     return LossTerm(value=value, valid=valid, weight=term.weight)
 
 
-@runtime_checkable
-class LatentDynamics(Protocol):
-    """A latent-action model: a module that learns from pairs of frames alone, without actions."""
+class LatentDynamics(nn.Module):
+    """A latent-action model: it learns from pairs of frames alone, without actions."""
 
     decoder: nn.Module
     """The forward model: ``decoder(present [B N D], latent_action [B Q Z])`` is the predicted future [B N D].
     A policy may go on training it while the inverse model stays frozen."""
 
     @property
+    @abstractmethod
     def queries(self) -> int:
         """Tokens of a latent action, Q."""
-        ...
 
     @property
+    @abstractmethod
     def latent_width(self) -> int:
         """Numbers of each, Z."""
-        ...
 
+    @abstractmethod
     def infer(self, present: Float[Tensor, "B N D"], future: Float[Tensor, "B N D"]) -> Posterior:
         """Inverse dynamics: the latent action between two frames."""
-        ...
 
+    @abstractmethod
     def losses(self, pairs: FramePairs, generator: torch.Generator | None = None) -> PairLosses:
         """What training minimises, for each pair."""
-        ...

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from wamkit.dynamics.base import FramePairs, PairLosses, Posterior
+from wamkit.dynamics.base import FramePairs, LatentDynamics, PairLosses, Posterior
 from wamkit.losses.latent_action import kl_to_standard_normal
 from wamkit.losses.reconstruction import ReconstructionKind, reconstruction
 from wamkit.losses.reduction import sample_mean
@@ -186,7 +186,7 @@ class StateChangePredictor(nn.Module):
         return torch.tanh(self.leave(joint, readout)).squeeze(1)
 
 
-class LatentActionModel(nn.Module):
+class LatentActionModel(LatentDynamics):
     """Encoder, Gaussian head, forward decoder and the state predictor of stage ``latent_action``.
 
     ``reconstruction`` and ``kl_weight`` are those of LaWAM Eq. 4.

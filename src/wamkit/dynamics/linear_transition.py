@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wamkit.dynamics.base import FramePairs, LatentActionError, PairLosses, Posterior
+from wamkit.dynamics.base import FramePairs, LatentActionError, LatentDynamics, PairLosses, Posterior
 from wamkit.dynamics.frame_reading import AttentionPooling, FlattenPooling, MeanPooling, PoolingConfig, frame_reader
 from wamkit.dynamics.token_mixing import LowRankMixing, MixingConfig, token_mixing
 from wamkit.losses.latent_action import antisymmetry
@@ -171,15 +171,13 @@ class LinearTransition(nn.Module):
         return self.mix(mixing, present) + offset
 
 
-class LatentActionTokenizer(nn.Module):
+class LatentActionTokenizer(LatentDynamics):
     """q and f together: RepWAM's latent actions.
 
     Outside, latent actions are in standard units: zero mean, unit variance over the data, by statistics that follow
     the training and are saved with the weights. A flow model or a distillation then meets the same scale whatever
     scale q happened to choose; the losses here do not depend on it.
     """
-
-    queries = 1
 
     def __init__(
         self,
@@ -193,6 +191,11 @@ class LatentActionTokenizer(nn.Module):
         self.config, self.reconstruction = config, reconstruction
         self.encoder = InverseModel(config, grid, feature_width)
         self.decoder = LinearTransition(config, grid, feature_width)
+
+    @property
+    def queries(self) -> int:
+        """One."""
+        return 1
 
     @property
     def latent_width(self) -> int:
