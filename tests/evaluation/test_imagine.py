@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from wamkit.dynamics.latent_action import LatentActionConfig
+from wamkit.dynamics.latent_actions import latent_dynamics
+from wamkit.dynamics.linear_transition import LinearTransitionConfig
 from wamkit.evaluation.held_out import encode_held_out
 from wamkit.evaluation.imagine import examples, imagine_report
+from wamkit.evaluation.latent_action_metrics import add_latent_actions
 from wamkit.evaluation.results import ResultsError
 from wamkit.evaluation.world_metrics import WorldMetricsError
 from wamkit.types import ActionChunk, Future, Window
@@ -115,7 +119,14 @@ def test_toy_world_is_understood():
     assert belief["change_over_spread"] == pytest.approx(1, abs=0.02)
     assert belief["toward_partner"] == pytest.approx(1, abs=0.02)
     assert report["instruction_dependence"]["change"] == pytest.approx(2, abs=0.05)
-    assert report["effect_region"]["n"] == 48
+    region = report["effect_region"]
+    assert region["n"] == 48
+    assert 0.99 * region["ci95"][0] <= region["ratio"] <= 1.01 * region["ci95"][1]
+    assert region["true_ratio"] > 1
+    moved = report["transfer"]
+    assert moved["target_over_source"] > 1.5
+    assert moved["recovered_r2"] == pytest.approx(1, abs=0.01)
+    assert moved["partners"] == "of another instruction"
     assert set(report["not_measured"]) == {"action_dependence.action"}
 
 
@@ -123,6 +134,99 @@ def test_a_deaf_model_is_found_out():
     model = ToyModel(listens=False)
     report = imagine_report(model, encode_held_out(model, windows(), EPISODES))
     assert report["action_dependence"]["latent_action"]["ratio"] == pytest.approx(1.0)
+
+
+def test_a_latent_action_that_marks_a_place_does_not_transfer():
+    class Marks(ToyModel):
+        """Its latent action is the place that becomes bright, wherever the bright patch was."""
+
+        def infer_latent_action(self, present, future):
+            return SimpleNamespace(mean=self._place(future).float()[:, None, None].expand(-1, 1, 2))
+
+        def predict(self, present, latent):
+            place = latent[:, 0, 0].round().long()
+            features = present.clone()
+            features[..., :3] = 0
+            features[torch.arange(len(place)), place, :3] = 1
+            return features
+
+    marks, follows = (imagine_report(m, encode_held_out(m, windows(), EPISODES)) for m in (Marks(), ToyModel()))
+    assert marks["transfer"]["target_over_source"] < 1 < follows["transfer"]["target_over_source"]
+    assert marks["effect_region"]["ratio"] > 1  # in its own scene it looks as if it moved the arm
+
+
+@pytest.mark.parametrize("kind", [LatentActionConfig, LinearTransitionConfig])
+def test_a_model_that_holds_either_latent_action_is_measured(kind):
+    sizes = dict(hidden=16) if kind is LinearTransitionConfig else dict(width=16, heads=2, encoder_layers=1)
+    torch.manual_seed(0)
+
+    class Holds(ToyModel):
+        infer_latent_action = predict = imagine = property(lambda self: (_ for _ in ()).throw(AttributeError()))
+
+        def __init__(self):
+            super().__init__()
+            self.latent_actions = latent_dynamics(kind(**sizes, latent_width=4), (GRID, GRID), 6)
+
+    model = Holds()
+    held_out = encode_held_out(model, windows(), EPISODES)
+    assert held_out.latent.shape == (48, 1, 4)
+    report = add_latent_actions({"not_measured": {}}, model, held_out)
+    assert {"latent_action_probe", "action_dependence", "effect_region", "transfer"} - report.keys() <= (
+        report["not_measured"].keys()
+    )
+    assert report["latent_action_probe"]["n_test"] == 48
+    assert report["action_dependence"]["latent_action"]["n"] == 48
+
+
+def test_a_model_of_clips_is_measured_between_latent_frames():
+    """Latent frames of several pictures: pairs, times, states and pictures must be those of the same moments."""
+
+    class Clips(ToyModel):
+        capabilities = SimpleNamespace(imagines=("pixels",))
+
+        def clip_of(self, frames):
+            return frames["image"]
+
+        def latents_of(self, window):
+            pictures = window.frames["image"][:, ::4]
+            features = self.encode(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])
+            latents = features.permute(0, 3, 1, 2).unflatten(-1, (GRID, GRID))
+            return latents, torch.ones(latents.shape[0], latents.shape[2], dtype=torch.bool)
+
+    clips = []
+    for window in windows():  # each of the three frames four times, the first once: 9 pictures, 3 latent frames
+        at = torch.tensor([0, 1, 1, 1, 1, 2, 2, 2, 2])
+        state = window.state[:, at].clone()
+        state[:, [1, 2, 3, 5, 6, 7]] = 99.0  # not the pictures that latent frames speak of
+        clips.append(
+            replace(
+                window,
+                frames={"image": window.frames["image"][:, at]},
+                frame_times=window.frame_times[:, at],
+                frame_valid={"image": torch.ones(8, 9, dtype=torch.bool)},
+                state=state,
+                state_valid=torch.ones_like(state, dtype=torch.bool),
+            )
+        )
+    clips[0].frame_valid["image"][1, 7] = False
+    model = Clips()
+    held_out = encode_held_out(model, clips, EPISODES)
+    assert held_out.features.shape == (47, 3, 16, 6)
+    assert (held_out.at, held_out.grid, held_out.pair, held_out.dropped) == ((0, 4, 8), (GRID, GRID), 1, 1)
+    assert held_out.pair_s == pytest.approx(0.2)
+    video = {"windows": {"n": 47}, "not_measured": {"fvd": "no weights"}}
+    report = add_latent_actions(video, model, held_out)
+    json.dumps(report, allow_nan=False)
+    assert report["latent_action_probe"]["r2"] > 0.99
+    assert report["latent_action_error"]["ratio"][0] < 0.05
+    assert report["latent_action_error"]["horizon_s"] == pytest.approx([0.2])
+    assert report["transfer"]["target_over_source"] > 1
+    assert report["not_measured"] == {"fvd": "no weights"}
+    subgoals, transfers = examples(model, held_out, count=2)
+    assert subgoals[0].source == "roll-out under the inferred latent action"
+    assert len(transfers) == 2
+    bright = held_out.frames[:, 1].mean(axis=-1).reshape(47, -1).argmax(axis=1)
+    assert (bright != held_out.frames[:, 0].mean(axis=-1).reshape(47, -1).argmax(axis=1)).all()
 
 
 def test_incomplete_windows_are_dropped_and_counted():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +119,37 @@ def test_whole_report_is_one_file_that_loads_nothing(tmp_path, evaluation, imagi
     assert "3.8.1" in html
     assert str(tmp_path) not in html
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+
+
+def test_latent_actions_are_told_in_numbers(tmp_path, imagine):
+    region = {"ratio": 4.25, "ratio_bias_removed": 2.5, "correlation": 0.3, "control_correlation": 0.4, "n": 50}
+    plain = imagine | {"effect_region": region}
+    assert "4.25 times as much as the background, 2.50 times" in _page(tmp_path, plain)
+    moved = {
+        "target_over_source": 1.75, "ci95": [1.5, 2.0], "arm_over_rest": 3.25, "recovered_r2": 0.875,
+        "partners": "of another instruction", "n": 48,
+    }  # fmt: skip
+    step = imagine["feature_error"] | {"ratio": [0.625], "ratio_ci95": [[0.5, 0.75]], "horizon_s": [0.2]}
+    whole = imagine | {
+        "effect_region": region | {"ci95": [3.5, 5.0], "true_ratio": 6.5},
+        "transfer": moved,
+        "latent_action_error": step,
+    }
+    page = _page(tmp_path, whole)
+    for words in (
+        "95 % interval 3.50–5.00; the true change, 6.50 times",
+        "of another instruction, a latent action changes that scene's arm 1.75 times as much",
+        "3.25 times as much as the background. Read again from the scene that it produced, it comes back with R² 0.88.",
+        "The latent action's own step, 0.2 s: 0.62 times the error of copying the present",
+    ):
+        assert words in page
+    assert "Read again" not in _page(tmp_path, whole | {"transfer": moved | {"recovered_r2": None}})
+
+
+def _page(folder: Path, imagine: dict) -> str:
+    """The page's text with its lines joined."""
+    html = write_report(folder / "report.html", imagine=imagine).read_text()
+    return re.sub(r"\s+", " ", html.replace("&nbsp;", " ")).replace("&#39;", "'")
 
 
 def test_a_bare_evaluation_names_every_gap(tmp_path, evaluation):

@@ -57,8 +57,9 @@ def imagine(arguments: ImagineArguments) -> str:
     """
     from wamkit.cli.report import EXAMPLES_FILE
     from wamkit.data.lerobot import LeRobotSource
-    from wamkit.evaluation.held_out import encode_held_out
+    from wamkit.evaluation.held_out import encode_held_out, latent_action_of
     from wamkit.evaluation.imagine import examples, imagine_report
+    from wamkit.evaluation.latent_action_metrics import add_latent_actions
     from wamkit.evaluation.provenance import collect
     from wamkit.evaluation.report_figures import save_examples
     from wamkit.evaluation.results import write_json
@@ -76,6 +77,11 @@ def imagine(arguments: ImagineArguments) -> str:
 
         strips = arguments.output_dir / "imagined"
         result = video_report(policy.model, windows, episodes, provenance=record, seed=arguments.seed, pictures=strips)
+        if latent_action_of(policy.model) is not None:
+            held_out = encode_held_out(policy.model, windows, episodes)
+            result = add_latent_actions(result, policy.model, held_out, seed=arguments.seed)
+            shown = examples(policy.model, held_out, seed=arguments.seed)
+            save_examples(arguments.output_dir / EXAMPLES_FILE, *shown)
         return "\n".join([*summary(result), str(write_json(arguments.output_dir / "imagine.json", result))])
     held_out = encode_held_out(policy.model, windows, episodes)
     result = imagine_report(policy.model, held_out, provenance=record, seed=arguments.seed)
@@ -163,5 +169,9 @@ def summary(result: dict[str, Any]) -> list[str]:
             )
     if probe := result.get("latent_action_probe"):
         lines.append(f"latent action to end-effector motion: R2 {probe['r2']:.2f}")
+    if region := result.get("effect_region"):
+        lines.append(f"effect of the latent action on the arm over the background: {region['ratio']:.2f}")
+    if moved := result.get("transfer"):
+        lines.append(f"effect in another scene, on its arm over the first scene's: {moved['target_over_source']:.2f}")
     lines += [f"not measured: {name} ({reason})" for name, reason in result.get("not_measured", {}).items()]
     return lines

@@ -7,7 +7,7 @@ model cannot do is written under ``not_measured`` with the reason, never left ou
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ import torch
 
 from wamkit.evaluation import world_metrics as metrics
 from wamkit.evaluation.held_out import HeldOut, as_numpy, model_device
-from wamkit.evaluation.probes import ProbeError, encoder_probe, latent_action_probe
+from wamkit.evaluation.latent_action_metrics import latent_action_report, motion, predictor, scenes
+from wamkit.evaluation.probes import encoder_probe
 from wamkit.evaluation.report_figures import SubgoalExample, TransferExample
 from wamkit.evaluation.results import refuse_non_finite
 from wamkit.evaluation.world_metrics import WorldMetricsError
@@ -25,30 +26,13 @@ if TYPE_CHECKING:
     from wamkit.models.base import WorldActionModel
 
 
-def _predictor(model: WorldActionModel, batch: int = 64) -> metrics.Predict:
-    """``model.predict`` on arrays, in pieces."""
-    device = model_device(model)
-
-    @torch.no_grad()
-    def predict(features: np.ndarray, conditions: np.ndarray) -> np.ndarray:
-        pieces = [
-            as_numpy(
-                model.predict(
-                    torch.from_numpy(np.ascontiguousarray(features[i : i + batch])).to(device),
-                    torch.from_numpy(np.ascontiguousarray(conditions[i : i + batch])).to(device),
-                )
-            )
-            for i in range(0, len(features), batch)
-        ]
-        return np.concatenate(pieces)
-
-    return predict
-
-
 @torch.no_grad()
 def imagined_subgoals(model: WorldActionModel, held_out: HeldOut) -> np.ndarray:
     """What the policy itself imagines one horizon ahead, from observation and instruction alone: [n, N, D]."""
     device = model_device(model)
+    emits = getattr(getattr(model, "capabilities", None), "imagines", ("features",))
+    if "features" not in emits:
+        raise WorldMetricsError(f"The model imagines {' and '.join(emits) or 'nothing'}, not features.")
     futures = [model.imagine(window.observation().to(device)) for window in held_out.windows]
     if any(future.space != "features" for future in futures):
         raise WorldMetricsError(f"The model imagines {futures[0].space}, not features.")
@@ -108,17 +92,6 @@ def _instruction(model: WorldActionModel, held_out: HeldOut, seed: int) -> dict[
     return metrics.action_change(own, swapped, fresh, partner, held_out.episodes, valid=valid, seed=seed)
 
 
-def _effect_region(predict: metrics.Predict, held_out: HeldOut) -> dict[str, Any]:
-    scale, present, future = held_out.scale, held_out.features[:, 0], held_out.features[:, 1]
-    latent = held_out.latent_actions[:, 0]
-    neutral = np.broadcast_to(latent.mean(axis=0), latent.shape)
-    effect = scale.distance_map(predict(present, latent), predict(present, neutral))
-    change = scale.distance_map(present, future)
-    return metrics.effect_region(effect, metrics.moving_patches(change), change) | {
-        "arm": "the tenth of the patches that truly changed most"
-    }
-
-
 def imagine_report(
     model: WorldActionModel,
     held_out: HeldOut,
@@ -142,23 +115,13 @@ def imagine_report(
 
     Returns:
         The ``imagine.json`` object: ``feature_error``, ``action_dependence``, ``latent_action_probe``,
-        ``subgoal_belief``, ``instruction_dependence``, ``effect_region``, ``encoder_probe``, ``not_measured``
-        (reason by name), ``windows`` and ``provenance``.
+        ``subgoal_belief``, ``instruction_dependence``, ``effect_region``, ``transfer``, ``encoder_probe``,
+        ``not_measured`` (reason by name), ``windows`` and ``provenance``.
     """
     scale, features, episodes = held_out.scale, held_out.features, held_out.episodes
     present, future, latent = features[:, 0], features[:, 1:], held_out.latent_actions
-    state = torch.cat([window.state for window in held_out.windows]).float().numpy()
-    known = torch.cat([window.state_valid for window in held_out.windows]).numpy()
-    hand = list(end_effector)
-    has_hand = state.shape[-1] > max(hand) and bool(known[:, :2][..., hand].all())
-    result: dict[str, Any] = {}
-    missing: dict[str, str] = {}
-
-    def measure(name: str, make: Callable[[], Any]) -> None:
-        try:
-            result[name] = make()
-        except (WorldMetricsError, ProbeError) as error:
-            missing[name] = str(error)
+    measured = latent_action_report(model, held_out, end_effector=end_effector, seed=seed)
+    result, missing, measure = measured.found, measured.missing, measured.measure
 
     subgoals: np.ndarray | None = None
     try:
@@ -166,11 +129,10 @@ def imagine_report(
     except (WorldMetricsError, ValueError, NotImplementedError) as error:
         missing["policy_subgoal"] = str(error)
 
-    if latent is not None and hasattr(model, "predict"):
-        predict = _predictor(model)
+    if latent is not None:
 
         def error_by_horizon() -> dict[str, Any]:
-            rolled = metrics.roll_out(predict, present, latent)
+            rolled = metrics.roll_out(predictor(model), present, latent)
             entry = metrics.feature_error(rolled, future, present, held_out.horizon_s, scale, episodes, seed=seed)
             entry["latent_actions"] = "inferred from the true frames"
             if subgoals is not None:
@@ -181,36 +143,19 @@ def imagine_report(
             return entry
 
         measure("feature_error", error_by_horizon)
-        measure(
-            "action_dependence",
-            lambda: {
-                "latent_action": metrics.action_dependence(
-                    predict, present, latent[:, 0], future[:, 0], scale, episodes, seed=seed
-                )
-            },
-        )
-        measure("effect_region", lambda: _effect_region(predict, held_out))
         missing["action_dependence.action"] = "This model imagines under latent actions, not under robot actions."
     else:
-        for name in ("feature_error", "action_dependence", "effect_region"):
-            missing[name] = "This model has no latent action that its world model could be driven by."
+        missing["feature_error"] = "This model has no latent action that its world model could be driven by."
 
-    no_state = "The held-out windows carry no end-effector position."
-    if latent is None:
-        missing["latent_action_probe"] = "This model has no latent action."
-    elif not has_hand:
-        missing["latent_action_probe"] = no_state
-    else:
-        motion = state[:, 1, hand] - state[:, 0, hand]
-        measure("latent_action_probe", lambda: latent_action_probe(latent[:, 0], motion, episodes, seed=seed))
-
+    state = torch.cat([window.state for window in held_out.windows]).float().numpy()
+    hand, has_hand = list(end_effector), motion(held_out, end_effector) is not None
     where = dict(positions or {})
     if has_hand:
         where = {"end_effector": state[:, 0, hand]} | where
     if where:
         measure("encoder_probe", lambda: encoder_probe(present, where, episodes, seed=seed))
     else:
-        missing["encoder_probe"] = no_state
+        missing["encoder_probe"] = "The held-out windows carry no end-effector position."
 
     if subgoals is None or "subgoal" not in inspect.signature(model.act).parameters:
         missing["subgoal_belief"] = "The action head takes no subgoal from outside."
@@ -240,8 +185,9 @@ def examples(
     """
     if held_out.latent_actions is None:
         return [], []
-    rng, scale, predict = np.random.default_rng(seed), held_out.scale, _predictor(model)
-    present, future, latent = held_out.features[:, 0], held_out.features[:, 1], held_out.latent_actions[:, 0]
+    rng, scale, predict = np.random.default_rng(seed), held_out.scale, predictor(model)
+    present, future, latent = held_out.present, held_out.future, held_out.latent
+    frames = held_out.frames[:, held_out.pair :]
     try:
         subgoals, source = imagined_subgoals(model, held_out), "the policy's own subgoal"
     except (WorldMetricsError, ValueError, NotImplementedError):
@@ -255,13 +201,13 @@ def examples(
     queues = [by_task[task] for task in sorted(by_task)]
     rounds = (queue[i] for i in range(max(map(len, queues))) for queue in queues if i < len(queue))
     chosen = [index for index, _ in zip(rounds, range(count), strict=False)]
-    grid = tuple(getattr(getattr(model, "vision_encoder", None), "grid", None) or _square(present.shape[1]))
+    grid = held_out.grid or _square(present.shape[1])
 
     def subgoal(i: int) -> SubgoalExample:
         patch = metrics.mover_patch(present[i], future[i], scale)
         return SubgoalExample(
-            now=held_out.frames[i, 0],
-            later=held_out.frames[i, 1],
+            now=frames[i, 0],
+            later=frames[i, 1],
             grid=grid,
             patch=patch,
             similarity_predicted=metrics.similarity_map(present[i], subgoals[i], patch, scale),
@@ -269,25 +215,24 @@ def examples(
             change_predicted=scale.distance_map(present[i], subgoals[i]),
             change_true=change[i],
             label=tasks[i],
-            horizon_s=float(held_out.horizon_s[0]),
+            horizon_s=held_out.pair_s,
             source=source,
         )
 
     def transfer(i: int, j: int) -> TransferExample:
         applied = predict(present[j : j + 1], latent[i : i + 1])[0]
         return TransferExample(
-            source_now=held_out.frames[i, 0],
-            source_later=held_out.frames[i, 1],
+            source_now=frames[i, 0],
+            source_later=frames[i, 1],
             source_change=change[i],
-            target_now=held_out.frames[j, 0],
+            target_now=frames[j, 0],
             target_change=scale.distance_map(present[j], applied),
             grid=grid,
             source_label=tasks[i],
             target_label=tasks[j],
         )
 
-    _, kinds = np.unique(tasks, return_inverse=True)
-    groups = kinds if len(set(tasks)) > 1 else held_out.episodes
+    groups, _ = scenes(held_out)
     if len(np.unique(groups)) < 2:  # no other scene to transfer to
         return [subgoal(i) for i in chosen], []
     partners = metrics.other_episode(groups, seed)
