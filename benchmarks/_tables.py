@@ -116,6 +116,44 @@ def encoders(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def latent_actions(result: dict[str, Any]) -> list[str]:
+    """A row for each way to make a latent action, by tokenizer: what the robot did, and what its step does."""
+    heads = ["latent action", "parameters", "R2 of the action", "R2 of the motion", "step / copy"]
+    heads += ["wrong / own", "arm / background", "transfer"]
+    lines = []
+    for tokenizer, arms in result["results"].items():
+        lines += [f"`{tokenizer}`:", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+        for name, seeds in arms.items():
+            rows = list(seeds.values())
+            cells = [f"`{name}`", f"{rows[0]['parameters']:,}" if rows[0]["parameters"] else "none"]
+            cells += [_probe_cell([row[kind] for row in rows]) for kind in ("action", "motion")]
+            cells += [
+                _mean_cell([row.get(entry, {}).get(key) for row in rows])
+                for entry, key in (("step", "ratio"), ("wrong", "ratio"))
+            ]
+            cells.append(_mean_cell([row.get("effect_region", {}).get("ratio") for row in rows]))
+            cells.append(_mean_cell([row.get("transfer", {}).get("target_over_source") for row in rows]))
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines[:-1]
+
+
+def _probe_cell(probes: list[dict[str, Any]]) -> str:
+    """Mean over seeds of R2, its range, and the mean ends of the intervals over episodes."""
+    if any("r2" not in probe for probe in probes):
+        return "not measured"
+    values = [probe["r2"] for probe in probes]
+    low, high = (sum(probe["ci95"][end] for probe in probes) / len(probes) for end in (0, 1))
+    spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+    return f"{sum(values) / len(values):.2f}{spread} [{low:.2f}, {high:.2f}]"
+
+
+def _mean_cell(values: list[Any]) -> str:
+    """Mean over seeds of a number or of a list with one."""
+    known = [value[0] if isinstance(value, list) else value for value in values if value is not None]
+    return f"{sum(known) / len(known):.2f}" if known else ""
+
+
 def latency(result: dict[str, Any]) -> list[str]:
     """A row for each model and boundary."""
     heads = ("model", "boundary", "plain p50", "runtime p50", "p99", "faster", "null", "efficiency", "operations")
@@ -220,6 +258,7 @@ def serving(result: dict[str, Any]) -> list[str]:
 TABLES = {
     "latency": latency,
     "encoders": encoders,
+    "latent_actions": latent_actions,
     "mixed_frequency": closed_loop,
     "ablation": closed_loop,
     "auxiliary_video": closed_loop,
