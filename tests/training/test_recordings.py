@@ -119,6 +119,37 @@ def test_stages_that_share_the_encoder_share_the_feature_store(run):
     assert len([name for name in folders if name.startswith("frames-front")]) == 1
 
 
+def test_only_the_cameras_that_a_stage_reads_are_encoded(tmp_path):
+    """The window names two cameras and the recording has three; the world model reads the primary view's features."""
+    from wamkit.training.stages import build_model, build_stage_data
+
+    root = tmp_path / "recorded"
+    make_synthetic_dataset(root, episodes=2, length=10, cameras=("left", "front", "wrist"))
+    model_config = dataclasses.replace(small_lawam(), cameras=("front", "wrist"))
+    run = config(root, tmp_path / "run", model_config=model_config)
+    stages = tuple(
+        dataclasses.replace(stage, window=dataclasses.replace(stage.window, cameras=model_config.cameras))
+        for stage in run.stages
+    )
+    run = dataclasses.replace(run, stages=stages)
+    data = build_stage_data(run, stages[1], build_model(run), rank=0, world_size=1)
+    window = next(iter(data.loader))
+    data.close()
+    kinds = {"-".join(path.name.split("-")[:2]) for path in (tmp_path / "run" / "cache").iterdir() if path.is_dir()}
+    assert kinds == {"frames-front", "frames-wrist", "features-front"}
+    assert set(window.frames) == {"front", "wrist"}
+    assert set(window.features) == {"front"}
+    assert window.features["front"].abs().sum() > 0
+
+
+def test_recordings_with_an_instruction_that_cannot_be_read_are_refused_before_anything_is_decoded(tmp_path):
+    root = tmp_path / "recorded"
+    make_synthetic_dataset(root, episodes=2, length=10, task=("push the disc", "push the disc " * 9))
+    with pytest.raises(TrainingError, match=r"recorded: the instruction 'push the disc push.*shorten it"):
+        train(config(root, tmp_path / "run"))
+    assert not (tmp_path / "run" / "cache").exists()
+
+
 def test_an_interrupted_stage_on_recordings_resumes_exactly(run, root, tmp_path):
     whole = config(root, tmp_path / "run")
     train(whole)

@@ -236,7 +236,7 @@ class FeatureStore:
                         for at in range(start, stop, batch_size):
                             pictures = torch.from_numpy(np.array(frames[at : min(at + batch_size, stop)]))
                             if view > 0 and augment is not None:
-                                pictures = augment(pictures, int(mix(view, number, episode)))
+                                pictures = augment(pictures, int(mix(view, frame_store.cameras.index(camera), episode)))
                             with torch.no_grad():
                                 features = encode(pictures).float().cpu().numpy()
                             with np.errstate(over="ignore"):  # told below

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -220,11 +220,12 @@ class EntryWindows:
 
     @property
     def feature_cameras(self) -> tuple[str, ...]:
-        """The model's cameras under whose names windows carry features: one for a store of whole clips, else all."""
-        if not self.spec.feature_views or self.entry.feature_store is None:
+        """The model's cameras under whose names windows carry features: the store's; one of whole clips has one."""
+        store = self.entry.feature_store
+        if not self.spec.feature_views or store is None:
             return ()
-        names = tuple(self.cameras)
-        return names[:1] if isinstance(self.entry.feature_store, LatentStore) else names
+        names = tuple(name for name, own in self.cameras.items() if own in store.cameras)
+        return names[:1] if isinstance(store, LatentStore) else names
 
     @property
     def state_dim(self) -> int:
@@ -347,17 +348,16 @@ def _check_entry(entry: MixtureEntry, spec: WindowSpec, cameras: Sequence[str], 
             f"combine names {len(entry.combine)} dimensions and the actions of {source.root} have "
             f"{len(source.action_names or ())}: give one for each, or one for all."
         )
-    stores: dict[str, FrameStore | FeatureStore | LatentStore | None] = (
-        {"frame_store": entry.frame_store} if present else {}
-    )
+    stores: dict[str, Any] = {"frame_store": entry.frame_store} if present else {}
     if spec.feature_views and present:
         stores["feature_store"] = entry.feature_store
     for name, store in stores.items():
         if store is None:
             raise WindowError(f"The entry of {source.root} needs a {name} for cameras {', '.join(present)}: build one.")
-        for own in present.values():
-            if own not in store.cameras:
-                raise WindowError(f"The {name} of {source.root} has no camera {own!r}: build it with that camera.")
+        missing = [own for own in present.values() if own not in store.cameras]
+        # A stage may read the features of some cameras alone, and its store then holds no others.
+        if missing and (len(missing) == len(present) or not isinstance(store, FeatureStore)):
+            raise WindowError(f"The {name} of {source.root} has no camera {missing[0]!r}: build it with that camera.")
     if present and entry.frame_store is not None:
         if entry.frame_store.resolution != spec.size or entry.frame_store.resize != spec.resize:
             raise WindowError(

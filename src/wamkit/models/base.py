@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from wamkit.encoders.base import ClipEncoder, VisualEncoder
@@ -129,8 +129,21 @@ class WorldActionModel(nn.Module):
         Models without a memory of their own need none of it, so the default does nothing.
         """
 
+    def observed(self, images: Mapping[str, UInt8[Tensor, "B T 3 H W"]]) -> None:
+        """Pictures seen between the last `act` and the next, oldest first; the next observation's is not among them.
+
+        Only models whose memory has pictures at a rate above that of `act` need them.
+        """
+
+    @property
+    def picture_interval_s(self) -> float | None:
+        """Seconds between the pictures that a model with a memory must see; None: those of `act` are enough."""
+        return None
+
     def remember(self) -> Any:
         """What is remembered of the episodes under way, row by row of the last batch; None where there is nothing.
+
+        A tuple with one entry for each row, so that rows of several batches can be put together; None: a new episode.
 
         Whoever holds it may `recall` it later, and more than once: what the model does in between must not change it
         (hand out tensors that are never written to again, or copies).
@@ -173,6 +186,10 @@ class WorldActionModel(nn.Module):
 
     def visual_encoder(self, stage: str) -> VisualEncoder | None:
         """The frozen encoder whose features a feature store may hold for this stage; None where there is none."""
+        return None
+
+    def feature_cameras(self, stage: str) -> tuple[str, ...] | None:
+        """The cameras of the window whose features a stage reads, by the model's names; None: all of them."""
         return None
 
     def clip_encoder(self, stage: str) -> ClipEncoder | None:

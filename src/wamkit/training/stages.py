@@ -97,7 +97,8 @@ def build_stage_data(
     """
     if not config.dataset.roots:
         raise TrainingError("The run has no recordings: name their folders with --dataset.roots.")
-    if model.reads_instructions(stage.name):
+    # At the first stage already: what only the last one reads should not stop the run after hours.
+    if any(model.reads_instructions(name) for name in config.selected_stages or [s.name for s in config.stages]):
         check_instructions(config, model)
     entries, held_out = [], []
     for index in range(len(config.dataset.roots)):
@@ -173,7 +174,7 @@ def _entries_of_root(
         if model.clip_encoder(stage.name) is not None:
             features = _latent_store(stage, model, frames, directory, renamed, progress)
         else:
-            features = _feature_store(config, stage, model, frames, directory, progress)
+            features = _feature_store(config, stage, model, frames, directory, renamed, progress)
     train, held_out = holdout_split(len(source.episodes), dataset.holdout_episodes)
     entry = MixtureEntry(
         source=source,
@@ -194,6 +195,7 @@ def _feature_store(
     model: WorldActionModel,
     frames: FrameStore,
     directory: Path,
+    renamed: Mapping[str, str],
     progress: Callable[..., None] | None,
 ) -> FeatureStore:
     encoder = model.visual_encoder(stage.name)
@@ -202,6 +204,12 @@ def _feature_store(
             f"Stage {stage.name!r} asks for features of a frozen encoder, and {model.name} has none in that stage;"
             " set window.feature_views to 0."
         )
+    read = model.feature_cameras(stage.name)
+    cameras = frames.cameras
+    if read is not None:
+        named = [renamed.get(camera, camera) for camera in read]
+        # A recording without them is drawn from all the same, as one whose views are missing.
+        cameras = tuple(own for own in frames.cameras if own in named) or frames.cameras[:1]
     # As many views as any stage wants: stages that share the encoder then share the store.
     views = max(other.window.feature_views for other in config.stages)
     device = next(encoder.parameters()).device
@@ -212,6 +220,7 @@ def _feature_store(
             encoder_hash=encoder.weights_hash(),
             preprocessing=encoder.preprocessing,
             directory=directory,
+            cameras=cameras,
             views=views,
             augment=Augmentation() if views > 1 else None,
             progress=progress,

@@ -141,6 +141,10 @@ class LaWAM(WorldActionModel):
         """Frozen from stage ``latent_action`` on."""
         return None if stage == "encoder" else self.vision_encoder
 
+    def feature_cameras(self, stage: str) -> tuple[str, ...]:
+        """The world model sees the primary view alone."""
+        return self.config.cameras[:1]
+
     def fsdp_units(self) -> tuple[type[nn.Module], ...]:
         """Every kind of transformer block, the trunk's included."""
         text = type(self.vlm.model.language_model.layers[0])
