@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from wamkit.actions.flow_expert import FlowExpertConfig
+from wamkit.configuration import to_dict
 from wamkit.data.contract_terms import BodyContract, CameraContract, Contract, VectorContract
 from wamkit.data.normalize import ACTION, STATE, Normalizer
 from wamkit.dynamics.latent_action import LatentActionConfig
@@ -17,6 +19,7 @@ from wamkit.encoders.patch_encoder import PatchEncoderConfig
 from wamkit.encoders.qwen3_vl import Qwen3VLSettings
 from wamkit.inference.policy import Policy
 from wamkit.models.lawam import LaWAM, LaWAMConfig
+from wamkit.training.checkpoint import WEIGHTS, save_weights, write_json
 
 CAMERA, SIDE, HORIZON = "front", 32, 0.4
 CONFIG = LaWAMConfig(
@@ -59,24 +62,37 @@ CONFIG = LaWAMConfig(
 )
 
 
-def body(rate_hz: float, embodiment: str = "metaworld", scale: float = 1.0) -> tuple[BodyContract, dict[str, Any]]:
-    """A robot of two joints and its statistics."""
+def body(
+    rate_hz: float, embodiment: str = "metaworld", scale: float = 1.0, action_dim: int = 2
+) -> tuple[BodyContract, dict[str, Any]]:
+    """A robot of two joints, or of one, and its statistics."""
     key = f"{embodiment}@{rate_hz:g}Hz"
-    names, numbers = ("x", "y"), lambda value: (float(value),) * 2
-    terms = VectorContract(names=names, mean=numbers(0), std=numbers(scale), low=numbers(-1), high=numbers(1))
+
+    def terms(count: int) -> tuple[VectorContract, dict[str, np.ndarray]]:
+        low, zero, std, high = ((float(value),) * count for value in (-1, 0, scale, 1))
+        vector = VectorContract(names=("x", "y")[:count], mean=zero, std=std, low=low, high=high)
+        return vector, {"mean": np.zeros(count), "std": np.full(count, scale)}
+
     camera = CameraContract(name=CAMERA, recorded_as=CAMERA, size=(SIDE, SIDE))
-    unit = {"mean": np.zeros(2), "std": np.full(2, scale)}
+    (state, state_statistics), (action, action_statistics) = terms(2), terms(action_dim)
     return (
         BodyContract(
-            embodiment=embodiment, statistics=key, rate_hz=rate_hz, cameras=(camera,), state=terms, action=terms
+            embodiment=embodiment, statistics=key, rate_hz=rate_hz, cameras=(camera,), state=state, action=action
         ),
-        {STATE: unit, ACTION: unit},
+        {STATE: state_statistics, ACTION: action_statistics},
     )
 
 
-def micro_policy(*rates_hz: float, others: tuple[str, ...] = (), **changes: Any) -> Policy:
+def micro_policy(
+    *rates_hz: float,
+    others: tuple[str, ...] = (),
+    scale: float = 1.0,
+    action_dim: int = 2,
+    runtime: Any = False,
+    **changes: Any,
+) -> Policy:
     """A policy of one robot at these rates (20 Hz), each with its own statistics, and of others at 20 Hz."""
-    bodies = [body(rate, scale=20.0 / rate) for rate in rates_hz or (20.0,)]
+    bodies = [body(rate, scale=scale * 20.0 / rate, action_dim=action_dim) for rate in rates_hz or (20.0,)]
     bodies += [body(20.0, embodiment=name) for name in others]
     normalizer = Normalizer({terms.statistics: statistics for terms, statistics in bodies})
     contract = Contract(
@@ -91,7 +107,7 @@ def micro_policy(*rates_hz: float, others: tuple[str, ...] = (), **changes: Any)
     model = LaWAM(replace(CONFIG, **changes)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)  # no gate is shut
-    return Policy(model, normalizer, contract, stage="policy", precision="fp32")
+    return Policy(model, normalizer, contract, stage="policy", precision="fp32", runtime=runtime)
 
 
 def seen(seed: int = 0, task: str = "open the door") -> dict[str, Any]:
@@ -102,3 +118,12 @@ def seen(seed: int = 0, task: str = "open the door") -> dict[str, Any]:
         "observation.state": rng.uniform(-1, 1, 2).astype(np.float32),
         "task": task,
     }
+
+
+def save(policy: Policy, folder: Path) -> Path:
+    """As a training run would have left it."""
+    policy.normalizer.save(folder)
+    save_weights(policy.model.state_dict(), folder / WEIGHTS)
+    described = {"type": policy.model.name, "stage": "policy", **to_dict(policy.model.config)}
+    write_json(folder / "config.json", described | {"contract": to_dict(policy.contract)})
+    return folder
