@@ -255,6 +255,40 @@ def serving(result: dict[str, Any]) -> list[str]:
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
 
 
+def tokenizer(result: dict[str, Any]) -> list[str]:
+    """A row for each tokenizer: mean and range over seeds."""
+    heads = ("tokenizer", "parameters, M", "numbers a picture", "PSNR, dB", "SSIM", "action R2", "within 0.03, %")
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+
+    def spread(values: list[float], digits: int) -> str:
+        mean, (low, high) = sum(values) / len(values), (min(values), max(values))
+        if len(values) == 1:
+            return f"{mean:.{digits}f}"
+        return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+    for name, seeds in result["tokenizers"].items():
+        rows = list(seeds.values())
+        pixels = [row["reconstruction"] for row in rows if "reconstruction" in row]
+        probes = [row["action_probe"] for row in rows if "action_probe" in row]
+        cells = [f"{rows[0]['origin']['parameters'] / 1e6:.2f}", f"{rows[0]['latent']['numbers_per_picture']:.0f}"]
+        cells += [
+            spread([row[kind]["mean"] for row in pixels], digits) if pixels else ""
+            for kind, digits in (("psnr", 2), ("ssim", 3))
+        ]
+        cells += [spread([row["r2"] for row in probes], 3) if probes else ""]
+        cells += [spread([100 * row["share_within"]["share"] for row in probes], 1) if probes else ""]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    probes = [
+        row["action_probe"]
+        for seeds in result["tokenizers"].values()
+        for row in seeds.values()
+        if "action_probe" in row
+    ]
+    if probes:
+        lines.append(f"| the mean action | | | | | 0 | {100 * probes[0]['share_within']['mean_action']:.1f} |")
+    return lines
+
+
 TABLES = {
     "latency": latency,
     "encoders": encoders,
@@ -267,6 +301,7 @@ TABLES = {
     "reaction": reaction,
     "monitor": monitor,
     "serving": serving,
+    "tokenizer": tokenizer,
 }
 
 
