@@ -111,6 +111,15 @@ def _out_of_fold(
     return error, deviation, float(np.mean(sizes)), len(sizes)
 
 
+@dataclass(frozen=True)
+class ProbeErrors:
+    """How far a probe was off, sample by sample and out of fold, in the targets' own units; constant ones left out."""
+
+    probe: Float[np.ndarray, "n T"]
+    mean: Float[np.ndarray, "n T"]
+    """Of always saying the training samples' mean."""
+
+
 def linear_probe(
     inputs: Float[np.ndarray, "n P"],
     targets: Float[np.ndarray, "n T"],
@@ -120,6 +129,19 @@ def linear_probe(
     folds: int = 5,
     seed: int = 0,
 ) -> ProbeResult:
+    """The result of `probe_with_errors`."""
+    return probe_with_errors(inputs, targets, episodes, names=names, folds=folds, seed=seed)[0]
+
+
+def probe_with_errors(
+    inputs: Float[np.ndarray, "n P"],
+    targets: Float[np.ndarray, "n T"],
+    episodes: Int[np.ndarray, "n"],
+    *,
+    names: Sequence[str] | None = None,
+    folds: int = 5,
+    seed: int = 0,
+) -> tuple[ProbeResult, ProbeErrors]:
     """Cross-validated ridge regression from a representation to a physical quantity.
 
     Args:
@@ -149,7 +171,8 @@ def linear_probe(
     moving = targets.std(axis=0) > 1e-9 * np.maximum(1.0, np.abs(targets).max(axis=0))
     if not moving.any():
         raise ProbeError("The probe's targets never change in this data, so there is nothing to explain.")
-    targets = targets[:, moving] / targets[:, moving].std(axis=0)  # each dimension counts the same
+    scale = targets[:, moving].std(axis=0)
+    targets = targets[:, moving] / scale  # each dimension counts the same
 
     spread = inputs.std(axis=0)
     live = spread > 1e-9 * max(float(spread.max()), 1e-12)
@@ -170,7 +193,7 @@ def linear_probe(
         resampled = (1.0 - (draws @ sums[0]) / (draws @ sums[1])).mean(axis=1)
     low, high = np.nanquantile(np.where(np.isfinite(resampled), resampled, np.nan), [0.025, 0.975])
     kept = [name for name, keep in zip(labels, moving, strict=True) if keep]
-    return ProbeResult(
+    result = ProbeResult(
         r2=float(by_target.mean()),
         ci95=(float(low), float(high)),
         by_target=dict(zip(kept, map(float, by_target), strict=True)),
@@ -181,6 +204,7 @@ def linear_probe(
         folds=used,
         constant_targets=tuple(name for name, keep in zip(labels, moving, strict=True) if not keep),
     )
+    return result, ProbeErrors(probe=scale * np.sqrt(error), mean=scale * np.sqrt(deviation))
 
 
 def latent_action_probe(
