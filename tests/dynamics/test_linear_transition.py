@@ -298,6 +298,33 @@ def test_both_kinds_keep_the_contract(config):
         FramePairs.consecutive(clip[:, :1], valid[:, :1])
 
 
+def test_lawam_s_kind_in_standard_units_is_trained_alike():
+    torch.manual_seed(0)
+    plain = LatentActionModel(LAM, GRID, WIDTH)
+    torch.manual_seed(0)
+    standard = latent_dynamics(replace(LAM, max_state_dim=5), GRID, WIDTH).train()
+    assert standard.state_predictor is None
+    with torch.no_grad():
+        for model in (plain, standard):
+            model.posterior.mean.weight.mul_(5.0)
+            generator = torch.Generator().manual_seed(1)
+            # Or LaWM's gates would still be shut, and the latent action would have no say.
+            for parameter in (p for name, p in model.named_parameters() if "modulation" in name):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    for _ in range(3):
+        first, second = (m.losses(pairs(), torch.Generator().manual_seed(0)) for m in (plain, standard))
+        for name, term in first.terms.items():
+            assert torch.equal(term.value, second.terms[name].value)
+            assert term.weight == second.terms[name].weight
+    assert standard.decoder.scale.batches_seen == 3
+    own, outside = plain.infer(grids(), grids(1)), standard.infer(grids(), grids(1))
+    scale = standard.decoder.scale
+    torch.testing.assert_close(scale.restore(outside.mean), own.mean)
+    noise = torch.randn(5, 1, 4)
+    torch.testing.assert_close(scale.restore(outside.sample(noise)), own.sample(noise))
+    torch.testing.assert_close(standard.decoder(grids(), outside.mean), plain.decoder(grids(), own.mean))
+
+
 def test_configs_go_through_json_with_their_kinds():
     for pooling in POOLINGS:
         for mixing in MIXINGS:

@@ -222,13 +222,17 @@ class LatentActionModel(LatentDynamics):
         """Inverse dynamics: the posterior over the latent action between two feature grids."""
         return self.posterior(self.encoder(present, future))
 
+    def step(self, present: Float[Tensor, "B N D"], latent_action: Float[Tensor, "B Q Z"]) -> Float[Tensor, "B N D"]:
+        """The forward model in the posterior's own units."""
+        return self.decoder(present, latent_action)
+
     def losses(self, pairs: FramePairs, generator: torch.Generator | None = None) -> PairLosses:
         """``reconstruction`` and ``kl`` (LaWAM Eq. 4 without its state, which a model adds from ``latent_action``)."""
-        posterior = self.infer(pairs.present, pairs.future)
+        posterior = self.posterior(self.encoder(pairs.present, pairs.future))
         noise = torch.randn(posterior.mean.shape, generator=generator, device=posterior.mean.device)
         latent = posterior.sample(noise.to(posterior.mean.dtype))
         present, future = pairs.decoded
-        predicted = self.decoder(present, latent)
+        predicted = self.step(present, latent)
         error = sample_mean(reconstruction(predicted.float(), future.float(), self.reconstruction))
         divergence = kl_to_standard_normal(posterior.mean.float(), posterior.log_variance.float())
         terms = {

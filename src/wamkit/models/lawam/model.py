@@ -18,7 +18,7 @@ from wamkit.actions.flow_field import VelocityField, inpainting, integrate
 from wamkit.data.augment import random_shift
 from wamkit.dynamics.base import FramePairs, Posterior
 from wamkit.dynamics.latent_action import LatentActionModel, StateChangePredictor
-from wamkit.dynamics.latent_actions import latent_dynamics
+from wamkit.dynamics.linear_transition import LatentActionTokenizer, LinearTransitionConfig
 from wamkit.encoders.base import VisualEncoder
 from wamkit.encoders.dinov3 import DINOv3, DINOv3Config
 from wamkit.encoders.patch_encoder import PatchEncoder
@@ -69,8 +69,11 @@ class LaWAM(WorldActionModel):
             DINOv3(config.encoder) if isinstance(config.encoder, DINOv3Config) else PatchEncoder(config.encoder)
         )
         grid, width = self.vision_encoder.grid, self.vision_encoder.width
-        self.lam = latent_dynamics(
-            config.latent_action, grid, width, reconstruction=config.reconstruction, kl_weight=config.kl_weight
+        chosen, distance = config.latent_action, config.reconstruction
+        self.lam = (
+            LatentActionTokenizer(chosen, grid, width, reconstruction=distance)
+            if isinstance(chosen, LinearTransitionConfig)
+            else LatentActionModel(chosen, grid, width, reconstruction=distance, kl_weight=config.kl_weight)
         )
         self.vlm = Qwen3VLTrunk(config.vlm, latent_queries=config.latent_queries, action_queries=config.action_queries)
         self.latent_head = latent_action_head(self.lam, config.vlm.width)
