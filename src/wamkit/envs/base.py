@@ -45,6 +45,8 @@ class EnvSpec:
     embodiment: str
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of what computes the physics and the pictures; part of any result measured here."""
+    notes: tuple[str, ...] = ()
+    """What must be said wherever a number measured here is shown, such as that meshes are stand-ins."""
 
 
 def trial_seed(*names: str | int) -> int:

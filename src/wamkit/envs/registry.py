@@ -7,7 +7,7 @@ from typing import Any
 from wamkit.envs.base import EnvError, Environment
 from wamkit.errors import suggest
 
-ENV_TYPES: tuple[str, ...] = ("metaworld",)
+ENV_TYPES: tuple[str, ...] = ("metaworld", "libero")
 
 
 def _checked_type(env_type: str) -> None:
@@ -22,19 +22,41 @@ def tasks(env_type: str) -> tuple[str, ...]:
         EnvError: There is no such environment type.
     """
     _checked_type(env_type)
+    if env_type == "libero":
+        from wamkit.envs.libero_tasks import TASKS
+
+        return TASKS
     from wamkit.envs.metaworld_tasks import INSTRUCTIONS
 
     return tuple(INSTRUCTIONS)
+
+
+def expand_tasks(env_type: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of tasks, where a suite's name (``libero_object``) stands for all of its tasks.
+
+    Raises:
+        EnvError: There is no such environment type.
+    """
+    _checked_type(env_type)
+    if env_type == "libero":
+        from wamkit.envs.libero_tasks import expand
+
+        return expand(names)
+    return names
 
 
 def instruction(env_type: str, task: str) -> str:
     """The sentence that tells a policy to do this task.
 
     Raises:
-        EnvError: There is no such environment type or task.
+        EnvError: There is no such environment type or task, or the simulator that knows the sentence is absent.
     """
     if task not in tasks(env_type):
         raise EnvError(f"{env_type} has no task {task!r}.{suggest(task, tasks(env_type))}")
+    if env_type == "libero":
+        from wamkit.envs.libero_tasks import find_task
+
+        return find_task(task).instruction
     from wamkit.envs.metaworld_tasks import INSTRUCTIONS
 
     return INSTRUCTIONS[task]
@@ -63,7 +85,13 @@ def make_env(
         EnvError: An unknown type, task or camera, with the nearest that exists.
     """
     instruction(env_type, task)
+    optional = {name: value for name, value in (("cameras", cameras), ("max_steps", max_steps)) if value is not None}
+    if env_type == "libero":
+        from wamkit.envs.libero import LiberoEnvironment
+
+        return LiberoEnvironment(task, resolution=resolution, **optional, **options)
+    if "gripper" in options:
+        raise EnvError(f"{env_type} has one meaning of the gripper's numbers: leave --env.gripper out.")
     from wamkit.envs.metaworld import MetaWorldEnvironment
 
-    optional = {name: value for name, value in (("cameras", cameras), ("max_steps", max_steps)) if value is not None}
     return MetaWorldEnvironment(task, resolution=resolution, **optional, **options)

@@ -111,7 +111,7 @@ class _Context:
 
     shared: ClassVar[dict[str, _Context]] = {}
 
-    def __init__(self, model, size: tuple[int, int]) -> None:
+    def __init__(self, model, size: tuple[int, int], plain: bool) -> None:
         mujoco = self._mujoco = import_mujoco()
         backend = choose_backend()
         if backend in _DISABLED:
@@ -120,7 +120,8 @@ class _Context:
             )
         self._buffer = size
         # These are read when the context is made, not when it draws.
-        model.vis.quality.offsamples = 0
+        if plain:
+            model.vis.quality.offsamples = 0
         model.vis.global_.offheight, model.vis.global_.offwidth = size
         try:
             self._gl = importlib.import_module(f"mujoco.{backend}").GLContext(size[1], size[0])
@@ -154,9 +155,9 @@ class _Context:
         atexit.unregister(self.close)
 
     @classmethod
-    def borrow(cls, key: str, model, size: tuple[int, int]) -> _Context:
+    def borrow(cls, key: str, model, size: tuple[int, int], plain: bool) -> _Context:
         if key not in cls.shared:
-            cls.shared[key] = cls(model, size)
+            cls.shared[key] = cls(model, size, plain)
         cls.shared[key].users += 1
         return cls.shared[key]
 
@@ -176,22 +177,29 @@ class Camera:
         model: The MjModel; its off-screen quality settings are changed.
         assets: Names the model's meshes and textures, such as the file that it was read from: models of the same
             name share them in memory.
+        hidden_groups: Groups of shapes that are not drawn.
+        plain: Without shadows, reflections and multisampling, which take most of the time on a CPU. False draws as
+            the model's file says, for simulators whose published pictures have them.
     """
 
-    def __init__(self, model, assets: str) -> None:
+    def __init__(self, model, assets: str, *, hidden_groups: tuple[int, ...] = (), plain: bool = True) -> None:
         self._model, self._assets = model, assets
+        self._hidden, self._plain = hidden_groups, plain
         self._context: _Context | None = None
         self._finalizer: weakref.finalize | None = None
 
     def _open(self, size: tuple[int, int]) -> _Context:
         mujoco = import_mujoco()
-        self._context = _Context.borrow(self._assets, self._model, size)
+        self._context = _Context.borrow(self._assets, self._model, size, self._plain)
         self._finalizer = weakref.finalize(self, _Context.give_back, self._assets)
         self._finalizer.atexit = False  # the context's own hook is in the right order
         self._scene = mujoco.MjvScene(self._model, maxgeom=max(1000, 2 * self._model.ngeom))
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self._scene.flags[flag] = 0
+        if self._plain:
+            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+                self._scene.flags[flag] = 0
         self._option, self._view = mujoco.MjvOption(), mujoco.MjvCamera()
+        for group in self._hidden:
+            self._option.geomgroup[group] = 0
         self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
         return self._context
 
