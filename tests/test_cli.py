@@ -18,12 +18,12 @@ from wamkit.cli.parsing import flags, parse
 # Changing this list changes what people have typed into scripts: say so in docs/log.md when you do.
 SURFACE = """
 demo --output_dir --seed --toy
-record --env.type --env.task --env.cameras --env.resolution --output_dir --episodes --seed --action_noise \
---video_rate_hz --workers --resume
+record --env.type --env.task --env.cameras --env.resolution --env.gripper --output_dir --episodes --seed \
+--action_noise --video_rate_hz --workers --resume
 import SOURCE --output_dir --format --episodes --limit --skip_broken --fps --embodiment --task --resume
 train RECIPE --any.field
 eval --policy.path --policy.embodiment --policy.rate_hz --env.type --env.task --env.cameras --env.resolution \
---output_dir --eval.n_episodes --eval.first_trial --eval.split --eval.n_action_steps --eval.arms --eval.batch_size \
+--env.gripper --output_dir --eval.n_episodes --eval.first_trial --eval.split --eval.n_action_steps --eval.arms --eval.batch_size \
 --eval.workers --eval.max_steps --eval.timeout_s --eval.videos --seed --device --runtime --resume
 imagine --policy.path --dataset.root --output_dir --episodes --windows --horizons --seed --device
 serve --policy.path --policy.embodiment --policy.rate_hz --host --port --device --precision --runtime --max_batch \

@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
     arguments = parse(CheckArguments, argv, verb="check")
     if (arguments.dataset.root is None) == (arguments.env.type is None):
         raise UsageError("name what to check against: either --dataset.root DIR or --env.type NAME --env.task TASK.")
-    tasks = task_list(arguments.env.task) if arguments.env.type is not None else ()
+    tasks = task_list(arguments.env.task, arguments.env.type) if arguments.env.type is not None else ()
 
     from wamkit.configuration import from_dict
     from wamkit.data.contract import Contract, check
@@ -86,6 +86,8 @@ def fitting_env_options(contract: Contract | None, flags: EnvFlags, max_steps: i
         options["cameras"] = cameras
     if max_steps is not None:
         options["max_steps"] = max_steps
+    if flags.gripper:
+        options["gripper"] = flags.gripper
     return options
 
 

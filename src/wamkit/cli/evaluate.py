@@ -75,7 +75,7 @@ def evaluate(arguments: EvalArguments) -> str:
     Raises:
         WamkitError: An unknown task or arm, no checkpoint, or a policy that does not fit the environment.
     """
-    tasks = task_list(arguments.env.task)
+    tasks = task_list(arguments.env.task, arguments.env.type)
     wanted = names(arguments.eval.arms)
     for name in wanted:
         if name not in ARMS:
@@ -132,7 +132,7 @@ def evaluate(arguments: EvalArguments) -> str:
         )
     results = build_eval(episodes, record)
     path = write_eval(arguments.output_dir / "eval.json", results)
-    return "\n".join([*side_by_side(results["arms"]).lines(), str(path)])
+    return "\n".join([*side_by_side(results["arms"]).lines(), *results.get("notes", ()), str(path)])
 
 
 def _arm(name: str, policy: Any, instructions: dict[str, str], identity: str) -> Arm:

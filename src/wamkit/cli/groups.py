@@ -54,6 +54,8 @@ class EnvFlags:
     """Cameras separated by commas; by default the simulator's usual one."""
     resolution: int | None = None
     """Pixels of a side at which cameras are rendered; by default what the policy was trained on, else 128."""
+    gripper: str = ""
+    """LIBERO: what the policy's gripper numbers mean: open_-1_close_1 (its own), open_0_close_1 or close_0_open_1."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,14 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def task_list(tasks: str) -> tuple[str, ...]:
-    """The named tasks; at least one.
+def task_list(tasks: str, env_type: str = "metaworld") -> tuple[str, ...]:
+    """The named tasks, at least one; a suite's name stands for its tasks.
 
     Raises:
-        WamkitError: No task was named.
+        WamkitError: No task was named, or there is no such environment type.
     """
     if not names(tasks):
         raise WamkitError("no task: name one or several with --env.task NAME[,NAME...].")
-    return names(tasks)
+    from wamkit.envs.registry import expand_tasks
+
+    return expand_tasks(env_type, names(tasks))

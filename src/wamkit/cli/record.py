@@ -34,7 +34,7 @@ class RecordArguments:
 def run(argv: Sequence[str]) -> int:
     """Runs the verb."""
     arguments = parse(RecordArguments, argv, verb="record")
-    tasks = task_list(arguments.env.task)
+    tasks = task_list(arguments.env.task, arguments.env.type)
 
     from wamkit.cli.progress import progress_bar
     from wamkit.envs.recording import record_episodes
@@ -53,6 +53,7 @@ def run(argv: Sequence[str]) -> int:
             workers=arguments.workers,
             resume=arguments.resume,
             progress=progress,
+            env_options={"gripper": arguments.env.gripper} if arguments.env.gripper else None,
         )
     print(summary)
     return 0
