@@ -32,6 +32,8 @@ LIBRARIES = (
     "gymnasium",
     "metaworld",
     "mujoco",
+    "hf-libero",
+    "robosuite",
     "av",
 )
 """Whose versions are part of a result; the simulator's above all (one checkpoint: 18/50 or 47/50 by MuJoCo's)."""

@@ -237,7 +237,7 @@ def write_report(
         "title": title,
         "verdict": text.verdict(evaluation, dreams),
         "lead": text.lead_sentences(evaluation, dreams),
-        "notes": list(notes),
+        "notes": [*(evaluation or {}).get("notes", ()), *notes],
         "cards": _cards(evaluation, dreams, latency),
         "success": None if evaluation is None else _success(evaluation),
         "videos": gallery(videos, video_budget_mb),

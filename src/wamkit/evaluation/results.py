@@ -144,8 +144,9 @@ def build_eval(
         extra: More top-level entries, such as ``latency``.
 
     Returns:
-        ``{"arms", "comparisons", "episodes", "provenance", **extra}``, and ``instruction_swap`` where an arm was told
-        another task's instruction (see `wamkit.evaluation.instruction_swap`).
+        ``{"arms", "comparisons", "episodes", "provenance", **extra}``, ``instruction_swap`` where an arm was told
+        another task's instruction (see `wamkit.evaluation.instruction_swap`), and ``notes`` where a simulator says what
+        must stand beside its numbers.
 
     Raises:
         ResultsError: For no episodes, a broken one, or an unknown arm in ``comparisons``.
@@ -187,6 +188,9 @@ def build_eval(
     swap = instruction_swap(checked)
     if swap is not None:
         result.setdefault("instruction_swap", swap)
+    notes = sorted({note for episode in checked for note in episode.get("notes", ())})
+    if notes:
+        result.setdefault("notes", notes)
     return validate_eval(result)
 
 

@@ -123,6 +123,8 @@ class _Worker:
         result: dict[str, Any] = {"success": success, "steps": running.steps}
         if running.job.actor is None:
             result["path"] = running.path
+        if notes := running.env.description.notes:
+            result["notes"] = list(notes)
         result["filmed"] = running.video is not None and (running.job.keep_success or not success)
         if running.video is not None and result["filmed"]:
             running.video.save(running.env.description.rate_hz)
