@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wamkit.models.fast_wam.config import preset
-from wamkit.recipes._video_metaworld import video_metaworld
+from wamkit.recipes._video_policy import video_policy
 from wamkit.training.config import TrainConfig
 
 
@@ -13,4 +13,4 @@ def fast_wam_metaworld() -> TrainConfig:
     Record first: ``wam record --env.type metaworld --env.task TASK,TASK --episodes 25 --output_dir DIR``, then
     ``wam train fast_wam_metaworld --dataset.roots DIR``.
     """
-    return video_metaworld("fast_wam", preset("tiny"), policy_steps=1000)
+    return video_policy("fast_wam", preset("tiny"), "metaworld", policy_steps=1000)

@@ -1,20 +1,22 @@
-"""What the recipes of all models on a video backbone share: VAE, video, policy on recorded MetaWorld demonstrations."""
+"""What the recipes of all models on a video backbone share: VAE, video, policy on recorded demonstrations."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from wamkit.data.windows import WindowSpec
 from wamkit.models.video_config import VideoModelConfig
 from wamkit.training.config import DatasetConfig, StageConfig, TrainConfig
 
 
-def video_metaworld(name: str, model: VideoModelConfig, *, policy_steps: int) -> TrainConfig:
+def video_policy(name: str, model: VideoModelConfig, environment: str, *, policy_steps: int) -> TrainConfig:
     """One language-conditioned policy for all tasks of the recordings; lengths fit a laptop without a GPU.
 
     Args:
         name: of the model.
-        model: its ``tiny`` preset, which says what the windows hold.
+        model: its config, which says what the windows hold.
+        environment: what was recorded; the other half of the recipe's name.
         policy_steps: of the last stage.
     """
     clip = WindowSpec(frame_offsets_s=model.frame_offsets_s, cameras=model.cameras, resolution=model.resolution)
@@ -33,10 +35,12 @@ def video_metaworld(name: str, model: VideoModelConfig, *, policy_steps: int) ->
         )
 
     acting = replace(stored, chunk_s=model.horizon_s, max_actions=model.max_actions)
+    own: Any = None if environment == "metaworld" else model  # the presets without published weights are for MetaWorld
     return TrainConfig(
-        name=f"{name}_metaworld",
+        name=f"{name}_{environment}",
         model=name,
         preset="tiny",
+        model_config=own,
         dataset=DatasetConfig(holdout_episodes=3),
         stages=(
             stage("vae", clip, 400, 8, 30),
@@ -44,5 +48,5 @@ def video_metaworld(name: str, model: VideoModelConfig, *, policy_steps: int) ->
             stage("policy", acting, policy_steps, 32, 50),
         ),
         save_every=400,
-        output_dir=f"outputs/{name}_metaworld",
+        output_dir=f"outputs/{name}_{environment}",
     )
