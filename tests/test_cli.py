@@ -23,8 +23,8 @@ record --env.type --env.task --env.cameras --env.resolution --env.gripper --outp
 import SOURCE --output_dir --format --episodes --limit --skip_broken --fps --embodiment --task --resume
 train RECIPE --any.field
 eval --policy.path --policy.embodiment --policy.rate_hz --env.type --env.task --env.cameras --env.resolution \
---env.gripper --output_dir --eval.n_episodes --eval.first_trial --eval.split --eval.n_action_steps --eval.arms --eval.batch_size \
---eval.workers --eval.max_steps --eval.timeout_s --eval.videos --seed --device --runtime --resume
+--env.gripper --output_dir --eval.n_episodes --eval.first_trial --eval.split --eval.n_action_steps --eval.arms \
+--eval.batch_size --eval.workers --eval.max_steps --eval.timeout_s --eval.videos --seed --device --runtime --resume
 imagine --policy.path --dataset.root --output_dir --episodes --windows --horizons --seed --device
 serve --policy.path --policy.embodiment --policy.rate_hz --host --port --device --precision --runtime --max_batch \
 --batch_wait_ms --max_message_mb --max_sessions --token_file --certificate --key --drain_timeout_s --seed \

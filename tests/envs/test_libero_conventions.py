@@ -130,6 +130,8 @@ def test_absent_package_and_absent_meshes_are_one_line_each(tmp_path, monkeypatc
     with pytest.raises(EnvError, match="holds no scenes/"):
         libero_assets.assets_folder()
     (tmp_path / "scenes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(libero_assets.ASSETS_VARIABLE, ".")
     assert libero_assets.assets_folder() == tmp_path
 
 

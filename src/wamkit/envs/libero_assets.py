@@ -19,6 +19,7 @@ import runpy
 import shutil
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,7 +73,7 @@ def assets_folder() -> Path:
             raise EnvError(
                 f"{ASSETS_VARIABLE} names {named}, which holds no scenes/: name the folder of LIBERO's assets."
             )
-        return Path(named)
+        return Path(named).resolve()  # robosuite takes a relative path as one within itself
     for folder in (package_folder() / "assets", Path("~/.cache/libero/assets").expanduser()):
         if (folder / "scenes").is_dir():
             return folder
@@ -161,7 +162,9 @@ def import_libero() -> ModuleType:
     _provide_configuration()
     root = importlib.import_module("libero.libero")
     root.__dict__["_assets_path_cache"] = str(assets)  # otherwise it looks for them on a hub
-    return importlib.import_module("libero.libero.envs")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # of robosuite's logo
+        return importlib.import_module("libero.libero.envs")
 
 
 def _provide_configuration() -> None:
