@@ -41,9 +41,11 @@ export UV_PYTHON_DOWNLOADS UV_CACHE_DIR UV_HTTP_TIMEOUT
     exit 1
 }
 case ",$extras," in
-*,dev,*) # openpi's client, for the server's tests: without its pins, see pyproject.toml
-    .venv/bin/uv pip install --quiet --python "$python" --constraint constraints.txt --no-deps --group openpi || {
-        echo "wamkit: openpi-client could not be installed (see above); run make again, it continues where it stopped." >&2
+*,dev,*) # openpi's client and LIBERO, for tests: without their pins, see pyproject.toml
+    .venv/bin/uv pip install --quiet --python "$python" --constraint constraints.txt \
+        --build-constraint constraints.txt --no-deps --group openpi --group libero || {
+        echo "wamkit: openpi-client or LIBERO could not be installed (see above); run make again," \
+            "it continues where it stopped." >&2
         exit 1
     }
     ;;

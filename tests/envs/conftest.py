@@ -19,4 +19,5 @@ def libero(test_data: Path) -> Path:
     if not (folder / "scenes").is_dir():
         pytest.skip(f"no LIBERO meshes at {folder}: set {ASSETS_VARIABLE}")
     os.environ[ASSETS_VARIABLE] = str(folder)
+    os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # compiling robosuite's controller takes longer than all tests
     return folder

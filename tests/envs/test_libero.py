@@ -21,7 +21,7 @@ TASK = "libero_object_4"
 
 @pytest.fixture(scope="module")
 def env(libero):
-    env = make_env("libero", TASK, resolution=32, max_steps=40)
+    env = make_env("libero", TASK, resolution=32)
     yield env
     env.close()
 
@@ -60,8 +60,8 @@ def test_the_import_asks_nothing_and_leaves_the_home_alone(libero, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=environment, stdin=subprocess.DEVNULL, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout == b""
-    assert not (tmp_path / ".libero").exists()
-    assert b"robosuite" not in done.stderr.replace(b"SyntaxWarning", b"") or b"WARNING" not in done.stderr
+    assert done.stderr == b""
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_description(env):
@@ -70,7 +70,7 @@ def test_description(env):
     assert (spec.rate_hz, spec.embodiment) == (20.0, "libero")
     assert list(spec.cameras) == ["image", "image2"]
     assert spec.notes == ((STAND_IN_NOTE,) if env.stand_ins else ())
-    assert env._task.max_steps == 280
+    assert spec.max_steps == 280
 
 
 def test_an_eval_trial_is_liberos_initial_state_after_ten_steps(env):
@@ -183,9 +183,9 @@ def test_time_limit_and_bad_input(env):
     env.reset_trial(0, render=False)
     with pytest.raises(EnvError, match="7 numbers"):
         env.step_action(np.zeros(4), render=False)
-    env._steps = 39
+    env._steps = 279
     assert env.step_action(np.array(NO_OP), render=False)[2]
-    with pytest.raises(EnvError, match="time limit of 40"):
+    with pytest.raises(EnvError, match="time limit of 280"):
         env.step_action(np.array(NO_OP), render=False)
     with pytest.raises(EnvError, match="Did you mean 'image' or 'image2'|Did you mean 'image2' or 'image'"):
         make_env("libero", TASK, cameras=("imag",))
@@ -211,12 +211,9 @@ def test_a_file_of_states_may_hold_nothing_but_numbers(libero, tmp_path, monkeyp
         initial_states("s", "u")
 
 
-@pytest.mark.slow
-def test_the_expert_solves_a_trial(libero):
-    env = make_env("libero", TASK)
+def test_the_expert_solves_a_trial(env):
     env.reset_trial(0, split="train", render=False)
     success = truncated = False
     while not (success or truncated):
         _, success, truncated = env.step_action(env.expert_action(), render=False)
     assert success
-    env.close()
