@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ class PolicyClient:
         previous: np.ndarray | None = None,
         delay: int = 0,
         executed: np.ndarray | None = None,
+        observed: Sequence[Mapping[str, Any]] = (),
         timeout_s: float | None = None,
     ) -> dict[str, Any]:
         """The server's reply to one observation.
@@ -115,6 +116,8 @@ class PolicyClient:
             executed: What was executed since the last observation, [n, A] in physical units. Sent where the policy
                 remembers it, and within the session that saw that observation: where the connection was lost since,
                 the server's memory is gone, and an episode begins with this observation.
+            observed: Pictures seen since then, oldest first, as observations; sent as ``executed`` is, to policies that
+                must see them (``picture_interval_s`` of the metadata apart).
             timeout_s: Instead of the client's.
 
         Returns:
@@ -136,7 +139,7 @@ class PolicyClient:
             while True:
                 connection = self._connection or self._connect(deadline)
                 self._asked += 1
-                message = self._message(observation, words, executed)
+                message = self._message(observation, words, executed, observed)
                 try:
                     connection.send(message)
                     reply = connection.recv(timeout=max(0.0, deadline - time.monotonic()))
@@ -192,7 +195,11 @@ class PolicyClient:
         return self.metadata.get("server") == "wamkit"
 
     def _message(
-        self, observation: Mapping[str, Any], words: Mapping[str, Any], executed: np.ndarray | None = None
+        self,
+        observation: Mapping[str, Any],
+        words: Mapping[str, Any],
+        executed: np.ndarray | None,
+        observed: Sequence[Mapping[str, Any]],
     ) -> bytes:
         if not self._ours:  # openpi's servers do not say what they take: they get what is there
             if words:
@@ -205,8 +212,12 @@ class PolicyClient:
         if self._new_episode:
             content["reset"] = True
         takes = self.metadata.get("takes", ())
-        if "executed" in takes and executed is not None and len(executed) and self._greeted and not self._new_episode:
+        follows = self._greeted and not self._new_episode
+        if "executed" in takes and follows and executed is not None and len(executed):
             content["executed"] = np.asarray(executed, np.float32)
+        if "observed" in takes and follows and observed:
+            cameras = [key for key in self.metadata["observation"] if key.startswith("observation/images/")]
+            content["observed"] = {key: [self._value(key, seen) for seen in observed] for key in cameras}
         if "timestamp" in takes and "timestamp" in observation:
             content["timestamp"] = float(np.asarray(observation["timestamp"]).item())
         return pack(content)
@@ -318,7 +329,13 @@ class ChunkSource:
         if not isinstance(rate, int | float):
             raise ClientError(f"{client.address} does not say its policy's rate_hz; call infer yourself.")
         self.rate_hz = float(rate)
+        self.picture_interval_s: float | None = client.metadata.get("picture_interval_s")
+        """Seconds between the pictures that the policy must see; None: those that it acts on are enough."""
+        self._forget()
+
+    def _forget(self) -> None:
         self._executed: list[np.ndarray] = []
+        self._observed: list[Mapping[str, Any]] = []
 
     def __call__(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Physical actions, float32 [K, A]; action i is meant for i / rate_hz seconds after the observation."""
@@ -328,16 +345,20 @@ class ChunkSource:
         """What was executed since the last observation, [n, A] in physical units."""
         self._executed.append(np.asarray(actions, np.float32))
 
+    def observed(self, observations: Sequence[Mapping[str, Any]]) -> None:
+        """What was seen since the last observation, oldest first."""
+        self._observed += observations
+
     def reset(self) -> None:
         """An episode begins."""
-        self._executed = []
+        self._forget()
         self.client.reset()
 
     def _asked(self, observation: Mapping[str, Any], **words: Any) -> np.ndarray:
         executed = np.concatenate(self._executed) if self._executed else None
-        actions = self.client.infer(observation, executed=executed, **words)["actions"]
-        self._executed = []  # only now: what failed is told with the next request
-        return actions
+        reply = self.client.infer(observation, executed=executed, observed=self._observed, **words)
+        self._forget()  # only now: what failed is told with the next request
+        return reply["actions"]
 
 
 class InpaintingChunkSource(ChunkSource):

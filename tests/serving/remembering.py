@@ -61,14 +61,25 @@ class Remembering(WorldActionModel):
         self._total, self._looks = (torch.zeros(1, 2), 0) if memory is None else memory[0]
 
 
-def remembering_policy() -> Policy:
+class Watching(Remembering):
+    """Must see a picture every 0.1 s: each adds its brightness, times its place in the row of pictures, to the sum."""
+
+    picture_interval_s = 0.1  # type: ignore[assignment]
+
+    def observed(self, images: Any) -> None:
+        brightness = images["front"].float().mean(dim=(2, 3, 4))
+        places = torch.arange(1, brightness.shape[1] + 1)
+        self._total = self._total + (brightness * places).sum(dim=1)[:, None]
+
+
+def remembering_policy(model: type[Remembering] = Remembering) -> Policy:
     numbers = lambda value: (float(value),) * 2  # noqa: E731
     action = VectorContract(names=("x", "y"), mean=tuple(MEAN), std=tuple(STD), low=numbers(-9), high=numbers(9))
     camera = CameraContract(name="front", recorded_as="front", size=SIZE)
     body = BodyContract(embodiment="custom", statistics="custom", rate_hz=RATE, cameras=(camera,), action=action)
     contract = Contract(cameras=(("front", SIZE),), resolution=SIZE, resize="stretch", horizon_s=0.4, bodies=(body,))
     normalizer = Normalizer({"custom": {ACTION: {"mean": MEAN, "std": STD}}})
-    return Policy(Remembering().eval(), normalizer, contract, precision="fp32")
+    return Policy(model().eval(), normalizer, contract, precision="fp32")
 
 
 def expected(executed: np.ndarray, looks: int) -> np.ndarray:
@@ -77,5 +88,5 @@ def expected(executed: np.ndarray, looks: int) -> np.ndarray:
     return (total + looks + np.arange(CHUNK)[:, None]) * STD + MEAN
 
 
-def seen(task: str = "go") -> dict[str, Any]:
-    return {"observation.images.front": np.zeros((*SIZE, 3), np.uint8), "task": task}
+def seen(task: str = "go", gray: int = 0) -> dict[str, Any]:
+    return {"observation.images.front": np.full((*SIZE, 3), gray, np.uint8), "task": task}

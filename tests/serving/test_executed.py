@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fake_policy import WIDTH, FakePolicy, Talk, observation, running
-from remembering import CHUNK, RATE, expected, remembering_policy, seen
+from remembering import CHUNK, RATE, STD, Watching, expected, remembering_policy, seen
 
 from wamkit.client import ChunkSource, PolicyClient
-from wamkit.inference.execution import Hold, Synchronous
+from wamkit.inference.execution import ExecutionError, Hold, Synchronous
 from wamkit.inference.execution_loop import Blocking, ControlLoop
 from wamkit.inference.execution_policy import PolicySource
 from wamkit.serving.batching import Item
@@ -101,6 +101,46 @@ def test_a_lost_connection_is_a_lost_memory(shared):
         assert client.connections == 2
 
 
+@pytest.mark.parametrize("jpeg_quality", [None, 95])
+def test_a_model_that_must_see_every_moment_is_shown_it(jpeg_quality):
+    """Pictures between two requests: through the server as in the process, and not after somebody else acted."""
+    with running(ServedPolicy(remembering_policy(Watching))) as server:
+        with PolicyClient(server.address, timeout_s=30.0, jpeg_quality=jpeg_quality) as client:
+            assert client.metadata["takes"] == ["executed", "observed"]
+            assert client.metadata["picture_interval_s"] == 0.1
+            sources = [client.chunk_source(), PolicySource(remembering_policy(Watching))]
+            hold = Hold((0.0, 0.0))
+            loops = [ControlLoop(s, Synchronous(hold, 3), rate_hz=RATE, thinking=Blocking()) for s in sources]
+            done: list[list[np.ndarray]] = [[], []]
+            for number, loop in enumerate(loops):
+                loop.reset()
+                done[number] = [loop.act(lambda tick=tick: seen(gray=8 * tick)) for tick in range(6)]
+            np.testing.assert_allclose(done[0], done[1], rtol=1e-4)
+            # Between the looks at 0 and 3 it was shown 1 and 2; the one that it acts on is not among them.
+            pictures = (8 * 1 + 16 * 2) * STD
+            np.testing.assert_allclose(done[0][3], expected(np.array(done[0][:3]), looks=2)[0] + pictures, rtol=1e-4)
+            loops[0].override(np.zeros(2))
+            begun = loops[0].act(lambda: seen(gray=99))
+            np.testing.assert_allclose(begun, expected(np.zeros((0, 2)), looks=1)[0], rtol=1e-4)
+        with pytest.raises(
+            ExecutionError, match=r"a picture every 0.1 s, .* at 15 Hz: control it at a multiple of 10 Hz"
+        ):
+            ControlLoop(sources[1], Synchronous(hold, 3), rate_hz=15.0)
+        picture = np.zeros((8, 8, 3), np.uint8)
+        for observed, said in (
+            ({"observation/images/side": [picture]}, "'observed' must hold observation/images/front"),
+            ({"observation/images/front": []}, "1 to 16 pictures"),
+            ({"observation/images/front": np.zeros((17, 8, 8, 3), np.uint8)}, "1 to 16 pictures"),
+            ({"observation/images/front": [picture[:4]]}, "must be uint8 [8, 8, 3]"),
+            ({"observation/images/front": 3}, "1 to 16 pictures"),
+        ):
+            with Talk(server) as talk:
+                talk.ask({"observation/images/front": picture, "prompt": "go"})
+                answer = talk.ask({"observation/images/front": picture, "prompt": "go", "observed": observed})
+                assert isinstance(answer, str)
+                assert said in answer
+
+
 def test_openpis_client_tells_nothing_and_is_served(shared):
     with Talk(shared) as talk:
         for looks in (1, 2):
@@ -117,6 +157,7 @@ def test_openpis_client_tells_nothing_and_is_served(shared):
         ({"executed": np.full((2, 2), np.nan, np.float32)}, "'executed' is not finite"),
         ({"executed": [[1.0, 2.0]]}, "'executed' must not be a list"),
         ({"executed": np.zeros((2, 2), np.float32), "reset": True}, "leave it out at the start of one"),
+        ({"observed": {"observation/images/front": [1]}}, "takes no 'observed' pictures"),
         ({"timestamp": -1.0}, "'timestamp' must be seconds"),
         ({"timestamp": float("nan")}, "'timestamp' must be seconds"),
     ],

@@ -11,7 +11,19 @@ from hypothesis.extra import numpy as arrays
 
 from wamkit.serving.wire import pack
 
-WORDS = ("observation.state", "task", "seed", "reset", "echo", "robot", "previous", "delay", "executed", "timestamp")
+WORDS = (
+    "observation.state",
+    "task",
+    "seed",
+    "reset",
+    "echo",
+    "robot",
+    "previous",
+    "delay",
+    "executed",
+    "observed",
+    "timestamp",
+)
 KEYS = st.sampled_from([*observation(), *WORDS])
 ARRAYS = arrays.arrays(
     st.sampled_from(["u1", "f4", "f8", "i8", "b1"]), arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=8)

@@ -11,6 +11,8 @@ at the loop's rate: a local policy (`execution_policy.policy_source`), a remote 
   observation), the first ``delay`` rows of which will be executed before the answer comes;
 - ``executed(actions)``: told, before each chunk is asked for, what was executed since the one before, [n, A]: what a
   causal model feeds its cache with. What was planned and not executed never reaches it;
+- ``picture_interval_s`` and ``observed(observations)``: a model that must see more pictures than it acts on says how
+  far apart, and is shown, before each chunk is asked for, those since the one before, oldest first;
 - ``reset()``: a new episode begins.
 
 No torch is needed here.
@@ -21,6 +23,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -142,23 +145,28 @@ class ControlLoop:
             raise ExecutionError(f"A control rate is above 0 Hz, not {rate_hz:g}.")
         self.source, self.executor, self.rate_hz = source, executor, rate_hz
         self.thinking = thinking or Background()
-        self._request: Request | None = None
-        self._executed: list[np.ndarray] = []
+        self._picture_every = _periods_between_pictures(source, rate_hz)
         self._resets = False
-        self._handed_over: list[np.ndarray] | None = None
+        self._begin_episode()
+
+    def _begin_episode(self) -> None:
+        self._request: Request | None = None
+        self._since = _Since()
+        self._handed_over: _Since | None = None
 
     def reset(self) -> None:
         """A new episode begins: time starts at 0, no plan and no answer of the old one survives."""
         self.executor.reset()
         self.thinking.forget()
-        self._request, self._executed, self._resets = None, [], True
-        self._handed_over = None
+        self._begin_episode()
+        self._resets = True
 
     def act(self, observation: Observation | Callable[[], Observation], at: float | None = None) -> np.ndarray:
         """The action of this control period, float32 [A] in physical units.
 
         Args:
-            observation: What is seen now, or a function that looks; it is called only where a chunk is asked for.
+            observation: What is seen now, or a function that looks; it is called only where a chunk is asked for, or
+                where the source must see a picture.
             at: Seconds since the episode's start; periods that were missed make their actions stale. None: no period
                 is ever missed.
 
@@ -173,18 +181,20 @@ class ControlLoop:
             if request is not None:
                 self._begin(request, observation() if callable(observation) else observation)
                 self._collect()
+            elif self._since.due(self._picture_every):
+                self._since.seen.append(observation() if callable(observation) else observation)
         except BaseException:
             self._abandon()
             raise
         step = self.executor.step()
-        self._executed.append(step.action)
+        self._since.executed.append(step.action)
         return step.action
 
     def executed(self, action: np.ndarray) -> None:
         """What the robot really did with the last action, where a safety layer or an operator changed it."""
-        if not self._executed:
+        if not self._since.executed:
             raise ExecutionError("Nothing was executed yet: call act first.")
-        self._executed[-1] = np.array(action, np.float32)
+        self._since.executed[-1] = np.array(action, np.float32)
         self.executor.executed(action)
 
     def override(self, action: np.ndarray, at: float | None = None) -> None:
@@ -199,7 +209,10 @@ class ControlLoop:
         self._keep_time(at)
         self.thinking.forget()
         self._request = None
-        self._executed.append(np.array(action, np.float32))
+        self._since.executed.append(np.array(action, np.float32))
+        if self._picture_every is not None:
+            # Nobody looked meanwhile: for a model that must see every moment, an episode begins when it is asked again.
+            self._since, self._resets = _Since(), True
         self.executor.override(action)
 
     def close(self) -> None:
@@ -238,22 +251,61 @@ class ControlLoop:
         self.executor.abandon()
         self._request = None
         if self._handed_over is not None:  # the source failed before it heard what was executed
-            self._executed, self._handed_over = [*self._handed_over, *self._executed], None
+            self._since, self._handed_over = self._handed_over.and_then(self._since), None
 
     def _begin(self, request: Request, observation: Observation) -> None:
-        source, executed, resets = self.source, self._executed, self._resets
-        self._request, self._executed, self._resets = request, [], False
-        self._handed_over = executed
+        source, since, resets = self.source, self._since, self._resets
+        self._request, self._since, self._resets = request, _Since(asked=True), False
+        self._handed_over = since
 
         def job() -> np.ndarray:
             # In the source's own thread, in order: it is never called twice at once.
             if resets and callable(reset := getattr(source, "reset", None)):
                 reset()
-            if executed and callable(tell := getattr(source, "executed", None)):
-                tell(np.stack(executed))
+            # What was done before an episode's first look follows on nothing that was seen.
+            if since.executed and not resets and callable(tell := getattr(source, "executed", None)):
+                tell(np.stack(since.executed))
+            if since.seen and not resets and callable(show := getattr(source, "observed", None)):
+                show(since.seen)
             self._handed_over = None
             if request.previous is not None and isinstance(source, InpaintingSource):
                 return source.inpaint(observation, request.previous, request.delay)
             return source(observation)
 
         self.thinking.begin(job)
+
+
+@dataclass
+class _Since:
+    """What happened since a chunk was last asked for."""
+
+    asked: bool = False
+    """Whether one was, in this episode."""
+    executed: list[np.ndarray] = field(default_factory=list)
+    seen: list[Observation] = field(default_factory=list)
+
+    def due(self, every: int | None) -> bool:
+        """Whether the source must see this moment: a whole number of picture intervals, in actions, after the last."""
+        return every is not None and self.asked and bool(self.executed) and len(self.executed) % every == 0
+
+    def and_then(self, later: _Since) -> _Since:
+        """Both, where the source heard of neither."""
+        return _Since(self.asked, [*self.executed, *later.executed], [*self.seen, *later.seen])
+
+
+def _periods_between_pictures(source: object, rate_hz: float) -> int | None:
+    """How many control periods lie between the pictures that a source must see; None: it needs no others.
+
+    Raises:
+        ExecutionError: They are no whole number.
+    """
+    interval = getattr(source, "picture_interval_s", None)
+    if interval is None:
+        return None
+    periods = round(interval * rate_hz)
+    if periods < 1 or abs(interval * rate_hz - periods) > 1e-3:
+        raise ExecutionError(
+            f"The policy must see a picture every {interval:g} s, which is no whole number of periods at {rate_hz:g} "
+            f"Hz: control it at a multiple of {1 / interval:g} Hz."
+        )
+    return periods

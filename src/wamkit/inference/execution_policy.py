@@ -9,7 +9,7 @@ With ``keep_imagined`` the source also keeps what the model imagined while it ac
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,6 +63,15 @@ class PolicySource:
             future = chunk.imagined if chunk.imagined is not None else self.policy.imagine(dict(observation))
             self._imagined.append((observation, imagined_of(future)[0]))
         return chunk.actions[0][chunk.valid[0]].numpy()
+
+    @property
+    def picture_interval_s(self) -> float | None:
+        """Seconds between the pictures that the model must see; None: those that it acts on are enough."""
+        return self.policy.model.picture_interval_s
+
+    def observed(self, observations: Sequence[Mapping[str, Any]]) -> None:
+        """What was seen since the last chunk was asked for, oldest first."""
+        self.policy.observed(observations)
 
     def executed(self, actions: np.ndarray) -> None:
         """What was executed since the last chunk was asked for, [n, A]."""

@@ -314,6 +314,14 @@ class Policy:
         normalised = self.normalizer.normalize_action(array, self.body(embodiment).statistics)
         self.model.executed(normalised[None].to(self.device))
 
+    def observed(self, observations: Sequence[Mapping[str, Any]]) -> None:
+        """Show a model with a memory what was seen since its last chunk, oldest first: ``observation.images.*``."""
+        images = {
+            camera: torch.cat([self._picture(seen[IMAGE_PREFIX + camera], camera) for seen in observations])
+            for camera in self.cameras
+        }
+        self.model.observed({camera: pictures[None].to(self.device) for camera, pictures in images.items()})
+
     def imagine(
         self,
         observation: Mapping[str, Any] | Sequence[Mapping[str, Any]],

@@ -38,6 +38,8 @@ class Item:
     """In-painting: how many of its rows stay as they are."""
     executed: np.ndarray | None = None
     """What the session's robot executed since the item before, float32 [n, A]."""
+    observed: Sequence[dict[str, np.ndarray]] = ()
+    """What it saw since, oldest first: ``observation.images.*``."""
     at: float = 0.0
     """Seconds since the session's episode began."""
 

@@ -22,6 +22,7 @@ _WORDS: dict[str, Any] = {
     "delay": int,
     "executed": np.ndarray,
     "timestamp": (int, float),
+    "observed": dict,
 }
 """Keys beside the observation, all optional; see `Request`."""
 _MAX_PROMPT, _MAX_ECHO, _MAX_ROWS = 4096, 256, 4096
@@ -47,6 +48,8 @@ class Request:
     """In-painting: how many of ``previous`` will have been executed when the answer comes."""
     executed: np.ndarray | None = None
     """float32 [n, A], physical units: what was executed since the session's last request, for models that remember."""
+    observed: tuple[dict[str, np.ndarray], ...] = ()
+    """Under LeRobot's keys: pictures of each camera, uint8 [H, W, 3], seen since then, oldest first."""
     timestamp: float | None = None
     """Seconds since the episode's start by the robot's clock, for the live page; None: the server's clock."""
 
@@ -62,6 +65,8 @@ class RequestFormat:
     action_dim: int
     inpaints: bool = False
     """Whether a request may ask to go on from a plan."""
+    pictures: int = 0
+    """Most pictures of a camera that a request may show of the time since the one before; 0: the policy wants none."""
 
     def metadata(self) -> dict[str, Any]:
         """Each key with its shape and type, as the first frame of a session tells it."""
@@ -76,7 +81,7 @@ class RequestFormat:
     def raw_bytes(self) -> int:
         """Bytes of an observation without JPEG: pictures, state and the longest prompt."""
         pictures = sum(3 * height * width for height, width in self.cameras.values())
-        return pictures + 8 * len(self.state_names) + 4 * _MAX_PROMPT
+        return pictures * (1 + self.pictures) + 8 * len(self.state_names) + 4 * _MAX_PROMPT
 
     def read(self, message: Any) -> Request:
         """A message as a request.
@@ -115,10 +120,13 @@ class RequestFormat:
             words["previous"] = self._plan(words["previous"], words.get("delay", 0))
         elif "delay" in words:
             raise WireError("'delay' belongs to 'previous', which is missing.")
-        if "executed" in words:
+        for name in {"executed", "observed"} & words.keys():
             if words.get("reset"):
-                raise WireError("'executed' speaks of the episode that 'reset' ends: leave it out at the start of one.")
+                raise WireError(f"{name!r} speaks of the episode that 'reset' ends: leave it out at the start of one.")
+        if "executed" in words:
             words["executed"] = self._actions("executed", words["executed"])
+        if "observed" in words:
+            words["observed"] = self._pictures(words["observed"], spellings)
         return Request(observation=observation | {"task": prompt}, **words)
 
     def _plan(self, value: np.ndarray, delay: int) -> np.ndarray:
@@ -128,6 +136,26 @@ class RequestFormat:
         if not 0 <= delay <= len(plan):
             raise WireError(f"'delay' must lie in 0..{len(plan)}, the rows of 'previous', not at {delay}.")
         return plan
+
+    def _pictures(self, value: dict[Any, Any], spellings: Mapping[str, str]) -> tuple[dict[str, np.ndarray], ...]:
+        """Camera -> pictures, as one dictionary for each moment."""
+        if not self.pictures:
+            raise WireError("this policy takes no 'observed' pictures between requests.")
+        given = {spellings.get(key, key) if isinstance(key, str) else "": pictures for key, pictures in value.items()}
+        if given.keys() != {IMAGES + camera for camera in self.cameras}:
+            raise WireError(f"'observed' must hold {', '.join(IMAGES + camera for camera in self.cameras)}.")
+        counts = {
+            len(p) if isinstance(p, list) or (isinstance(p, np.ndarray) and p.ndim) else 0 for p in given.values()
+        }
+        if len(counts) != 1 or not 1 <= min(counts) <= self.pictures:
+            raise WireError(f"'observed' must hold 1 to {self.pictures} pictures of each camera, as many of each.")
+        return tuple(
+            {
+                f"observation.images.{camera}": _picture(camera, given[IMAGES + camera][moment], size)
+                for camera, size in self.cameras.items()
+            }
+            for moment in range(min(counts))
+        )
 
     def _actions(self, name: str, value: np.ndarray) -> np.ndarray:
         """Rows of actions, physical units."""
@@ -150,7 +178,9 @@ class RequestFormat:
 
 def holds_jpeg(message: Any) -> bool:
     """Whether reading this message means decoding pictures, which takes long enough to do it aside."""
-    return isinstance(message, dict) and any(isinstance(value, bytes) for value in message.values())
+    if not isinstance(message, dict):
+        return False
+    return "observed" in message or any(isinstance(value, bytes) for value in message.values())
 
 
 def _picture(camera: str, value: Any, size: tuple[int, int]) -> np.ndarray:

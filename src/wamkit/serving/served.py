@@ -125,6 +125,8 @@ class ServedPolicy:
         from wamkit.data.contract import check  # imports a data set's whole stack: now, not at the first request
 
         self._policy, self._facts, self._compare = policy, dict(facts or {}), check
+        self._remembers = policy.model.capabilities.remembers
+        self._picture_interval_s = policy.model.picture_interval_s if self._remembers else None
         self._body = policy.body(embodiment)
         if self._body.action is None:
             raise WamkitError("this policy was trained without actions, so it cannot act: train its policy stage.")
@@ -136,8 +138,8 @@ class ServedPolicy:
             state_names=self._body.state.names if self._body.state is not None else (),
             action_dim=len(self._action.names),
             inpaints=policy.model.capabilities.inpaints_actions,
+            pictures=self._most_pictures(),
         )
-        self._remembers = policy.model.capabilities.remembers
         self.live: LiveImagination | None = None
         # The first run is slow and says how long a chunk is; no client should wait for it.
         (self._chunk,) = self.act([Item(observation=self._blank(), seed=0)])
@@ -165,9 +167,21 @@ class ServedPolicy:
                 **ranges,
             },
             "rate_hz": body.rate_hz,
-            "takes": [*(["executed"] if self._remembers else []), *(["timestamp"] if self.live is not None else [])],
+            "takes": [word for word, taken in self._takes().items() if taken],
+            "picture_interval_s": self._picture_interval_s,
             "chunk": {"length": length, "seconds": length / body.rate_hz, "inpaints": self._format.inpaints},
         } | self._facts
+
+    def _takes(self) -> dict[str, bool]:
+        """Words beside the observation that not every policy makes use of."""
+        pictures = self._picture_interval_s is not None
+        return {"executed": self._remembers, "observed": pictures, "timestamp": self.live is not None}
+
+    def _most_pictures(self) -> int:
+        """Of four chunks' time: a robot that was silent for longer begins anew."""
+        if self._picture_interval_s is None:
+            return 0
+        return max(1, round(4 * (self._policy.contract.horizon_s or 1.0) / self._picture_interval_s))
 
     def violations(self, observation: Mapping[str, Any], robot: Mapping[str, Any]) -> list[str]:
         """See `Served`; one picture of each camera is enough to see that it hangs upside down."""
@@ -230,6 +244,8 @@ class ServedPolicy:
                 self._policy.recall(item.memory.held if item.memory is not None else None)
                 if item.executed is not None:
                     self._policy.executed(item.executed, embodiment=self._body.embodiment)
+                if item.observed:
+                    self._policy.observed(item.observed)
                 own, futures = self._together([item])
                 actions, imagined = actions + own, imagined + futures
                 memories.append(self._policy.remember())

@@ -52,6 +52,7 @@ CONVENTIONS = {
     "episodes": "reset=True in a request begins one; a new connection does so too",
     "executed": "optional: what was executed since the session's last request, [n, A] in physical units; 'takes' says "
     "whether this policy remembers it",
+    "observed": "optional: pictures [T, H, W, 3] of each camera since then, picture_interval_s apart, oldest first",
     "errors": "a text frame, then close 1011; 1001 means that what has no reply was not begun",
 }
 
@@ -323,6 +324,7 @@ class PolicyServer:
             previous=request.previous,
             delay=request.delay,
             executed=request.executed,
+            observed=request.observed,
             at=session.seconds(started) if request.timestamp is None else request.timestamp,
         )
         answer = await asyncio.wrap_future(self._batcher.submit(item))
