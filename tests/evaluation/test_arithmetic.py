@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from wamkit.evaluation.arithmetic import Cost, Limits, bound_s, cost_of, dispatched_operations, machine_limits
-from wamkit.inference.runtime_passes import Constants, optimise
+from wamkit.inference.runtime_fusions import optimise
+from wamkit.inference.runtime_passes import Constants
 from wamkit.inference.runtime_program import build
 from wamkit.inference.runtime_record import record
 

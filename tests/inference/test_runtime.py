@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 
 import pytest
@@ -10,7 +11,9 @@ from toy_phases import ToyModel, toy_noise, toy_observation
 
 from wamkit.inference import runtime as runtime_module
 from wamkit.inference.runtime import Runtime, RuntimeSettings
+from wamkit.inference.runtime_loop import rows_of
 from wamkit.inference.runtime_precision import calibrate_fp8, emulated_scaled_linear
+from wamkit.inference.runtime_program import build
 from wamkit.inference.runtime_record import LINEAR, RuntimeUnsupported
 
 
@@ -72,13 +75,50 @@ def test_the_loop_holds_what_depends_on_the_noise_and_no_more():
     assert len(linears) == 5 * model.steps
     assert all(node in moving for node in linears)
     # The modulation became part of the layer norm: besides the linear layers a step has a norm, attention with its
-    # residual, silu, product and residual, and the Euler step's division and sum.
-    assert runtime.reports()[0].operations_per_step == 5 + 8
+    # residual, silu, product and residual, and the Euler step.
+    assert runtime.reports()[0].operations_per_step == 5 + 7
 
 
 def test_a_value_that_decides_is_refused():
     with pytest.raises(RuntimeUnsupported, match=r"a tensor's value decides what it computes"):
         Runtime(ToyModel(peeks=True)).act(toy_observation())
+
+
+def test_steps_that_are_not_alike_are_refused():
+    with pytest.raises(RuntimeUnsupported, match="does more with its number than to index the schedule"):
+        Runtime(ToyModel(counts=True)).act(toy_observation())
+
+
+def test_a_step_reads_its_own_row_and_the_following_one():
+    rows = rows_of([torch.arange(3), torch.arange(4)], 3)
+    assert [[leaf.tolist() for leaf in entry] for entry in rows] == [
+        [[0, 1], [0, 1]],
+        [[1, 2], [1, 2]],
+        [[2, 2], [2, 3]],
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="TorchInductor needs a C++ compiler")
+def test_compiled_it_does_the_same():
+    model, noise = ToyModel(), toy_noise()
+    fast = Runtime(model, RuntimeSettings(precision="fp32", compile=True))
+    for seed in (0, 1):
+        observation = toy_observation(seed=seed)
+        assert largest_difference(fast.act(observation, noise=noise), model.act(observation, noise=noise)) < 1e-5
+
+
+def test_one_step_and_what_comes_before_it_make_the_loop(monkeypatch):
+    """What is compiled, run without a compiler."""
+    monkeypatch.setattr("wamkit.inference.runtime_loop.compiled", lambda recording, _: build(recording).run)
+    monkeypatch.setattr(runtime_module, "compiled", lambda recording, _: build(recording).run)
+    for precision in ("fp32", "bf16"):
+        model, observation, noise = ToyModel(), toy_observation(), toy_noise()
+        whole, pieces = (Runtime(model, RuntimeSettings(precision=precision, compile=on)) for on in (False, True))
+        chunk, reference = (runtime.act(observation, noise=noise) for runtime in (pieces, whole))
+        assert largest_difference(chunk, reference) < (1e-5 if precision == "fp32" else 3e-2)
+        assert largest_difference(chunk, model.act(observation, noise=noise)) < (1e-5 if precision == "fp32" else 3e-2)
 
 
 def test_shapes_are_bounded():

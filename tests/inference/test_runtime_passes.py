@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from wamkit.inference.runtime_passes import Constants, optimise, tensor_nodes
-from wamkit.inference.runtime_program import Program, build
+from wamkit.inference.runtime_fusions import optimise
+from wamkit.inference.runtime_passes import Constants, tensor_nodes, value
+from wamkit.inference.runtime_program import Program, _rms_norm, build
 from wamkit.inference.runtime_record import ATTEND, LAYER_NORM, LINEAR, Recording, RuntimeUnsupported, record
 from wamkit.nn.attention import Attention
 
@@ -107,7 +108,109 @@ def test_root_mean_square_norms_are_one_operation():
     nn.init.normal_(norm.weight)
     program, recording = check(norm, torch.randn(2, 3, D))
     assert program.operations == 1
-    assert torch.rms_norm in targets(recording)
+    assert _rms_norm in targets(recording)
+
+
+def test_gated_residuals_are_one_operation():
+    gate, layer = nn.Parameter(torch.randn(1, 2, 1, D)), nn.Linear(D, D)
+
+    def whole(x, y):
+        return x + layer(y) * y
+
+    def in_runs(x):  # two runs of tokens under two gates
+        return x + (layer(x).unflatten(1, (2, -1)) * gate).flatten(1, 2)
+
+    def in_runs_of_one_gate(x):
+        return x + (layer(x).unflatten(1, (2, -1)) * gate[:, :1]).flatten(1, 2)
+
+    def scaled(x):
+        return x + layer(x) / 10
+
+    x = torch.randn(1, 4, D)
+    assert check(whole, x, torch.randn(1, 4, D))[0].operations == 2
+    assert check(in_runs, x)[0].operations == 3
+    assert check(in_runs_of_one_gate, x)[0].operations == 2
+    assert check(scaled, x)[0].operations == 2
+
+
+def test_adaptive_norms_of_runs_of_tokens_are_one_operation():
+    scale, shift = nn.Parameter(torch.randn(1, 1, 1, D)), nn.Parameter(torch.randn(1, 1, 1, D))
+
+    def norm(x):
+        normed = nn.functional.layer_norm(x, (D,)).unflatten(1, (1, -1))
+        return (normed * (1 + scale) + shift).flatten(1, 2)
+
+    assert check(norm, torch.randn(2, 4, D))[0].operations == 1
+
+
+def test_a_rotary_code_written_out_is_one_operation():
+    angle = nn.Parameter(torch.randn(4, D // 4))
+
+    def rotate(x):
+        even, odd = x.unflatten(-1, (2, -1)).transpose(1, 2).unflatten(-1, (-1, 2)).unbind(-1)
+        turned = [even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()]
+        return torch.stack(turned, dim=-1).flatten(-2)
+
+    assert check(rotate, torch.randn(2, 4, D))[0].operations == 1
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_corrections_of_low_rank_become_part_of_the_weights(dtype):
+    base, down, up = nn.Linear(D, D), nn.Linear(D, 2, bias=False), nn.Linear(2, D, bias=False)
+
+    def corrected(x):
+        return base(x) + up(down(x.float())) * 2.0
+
+    x = torch.randn(3, D)
+    program, recording = program_of(corrected, x, dtype=dtype)
+    assert targets(recording).count(LINEAR) == 1
+    tolerance = 1e-6 if dtype is None else 3e-2
+    with torch.no_grad():
+        torch.testing.assert_close(program.run(x)[0], corrected(x), rtol=tolerance, atol=tolerance, check_dtype=False)
+
+
+def test_a_layer_of_other_tokens_is_no_correction():
+    base, down, up = nn.Linear(D, D), nn.Linear(D, 2, bias=False), nn.Linear(2, D, bias=False)
+    _, recording = check(lambda x, y: base(x) + up(down(y)) * 2.0, torch.randn(3, D), torch.randn(3, D))
+    assert targets(recording).count(LINEAR) == 3
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_causal_convolution_of_one_frame_is_one_in_space(stride):
+    layer, point = nn.Conv3d(2, 3, 3, stride=(1, stride, stride)), nn.Conv3d(3, 3, 1)
+
+    def encode(x):
+        return point(layer(nn.functional.pad(x, (1, 1, 1, 1, 2, 0))))
+
+    program, recording = check(encode, torch.randn(2, 2, 1, 8, 6), tolerance=1e-5)
+    assert program.operations == 2
+    kernels = [node.args[1].meta["val"].ndim for node in tensor_nodes(recording.graph) if "conv" in str(node.target)]
+    assert kernels == [4, 4]
+    _, recording = check(encode, torch.randn(2, 2, 4, 8, 6), tolerance=1e-5)  # a clip keeps its time
+    assert all(value(node).ndim == 5 for node in tensor_nodes(recording.graph))
+
+
+def test_chains_of_views_are_one_view():
+    layer = nn.Linear(D, 3 * D)
+
+    def heads(x):
+        parts = [part.unflatten(-1, (2, -1)).transpose(1, 2) for part in layer(x).chunk(3, dim=-1)]
+        attended = nn.functional.scaled_dot_product_attention(*parts)
+        return attended.transpose(1, 2).flatten(2)
+
+    program, _ = check(heads, torch.randn(2, 4, D), tolerance=1e-5)
+    lines = [line for line in program.source.splitlines() if " = " in line]
+    # The product, a view for each of queries, keys and values, attention, and heads together again.
+    assert len(lines) <= 1 + 3 + 1 + 2
+
+
+def test_a_view_that_copies_is_no_view():
+    layer = nn.Linear(D, D)
+
+    def mixed(x):
+        return layer(x).transpose(1, 2).flatten(1).unflatten(1, (4, -1)).transpose(1, 2) + 1
+
+    check(mixed, torch.randn(2, 4, D))
 
 
 def test_slices_that_are_written_into_are_recorded_as_values():

@@ -49,8 +49,10 @@ class ToyPhases(ActPhases):
         return self.model.modulation(levels[:, None].expand(-1, WIDTH))
 
     def step(self, x, step, schedule, state):
-        scale, shift = schedule[step].chunk(2)
         model = self.model
+        scale, shift = schedule[step].chunk(2)
+        if model.counts:
+            shift = shift + step
         y = nn.functional.layer_norm(model.enter(x), (WIDTH,)) * (1 + scale) + shift
         attended = nn.functional.scaled_dot_product_attention(
             model.to_q(y).unsqueeze(1),
@@ -69,14 +71,14 @@ class ToyPhases(ActPhases):
 
 
 class ToyModel(nn.Module):
-    """``peeks``: a phase asks for a tensor's value, which no recording can hold."""
+    """``peeks``: a phase asks for a tensor's value, which no recording can hold; ``counts``: its steps differ."""
 
     name = "toy"
 
-    def __init__(self, *, steps: int = 3, peeks: bool = False, width: int = WIDTH) -> None:
+    def __init__(self, *, steps: int = 3, peeks: bool = False, counts: bool = False, width: int = WIDTH) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.steps, self.peeks = steps, peeks
+        self.steps, self.peeks, self.counts = steps, peeks, counts
         self.embed = nn.Embedding(32, width)
         self.enter = nn.Linear(ACTIONS, width)
         self.to_q = nn.Linear(width, width)

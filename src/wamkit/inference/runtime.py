@@ -4,7 +4,7 @@ runtime = Runtime(policy.model)                       # or wamkit.load(path, run
 chunk = runtime.act(observation, noise=noise)
 
 For each shape the model's phases are recorded once (`runtime_record`): the prefix, which sees pictures and words and
-runs once per chunk, and the loop of all denoise steps. Both recordings are optimised (`runtime_passes`), made into
+runs once per chunk, and the loop of all denoise steps. Both recordings are optimised (`runtime_fusions`), made into
 straight lines of calls (`runtime_program`) and, on a GPU, captured as a CUDA graph each (`runtime_graphs`).
 
 A recording holds the weights as they were: after training on, make a new runtime.
@@ -19,13 +19,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from wamkit.inference.runtime_fusions import optimise
 from wamkit.inference.runtime_graphs import GraphedChunk
-from wamkit.inference.runtime_passes import Constants, optimise
-from wamkit.inference.runtime_precision import Precision, calibrate_fp8, chosen_precision, cosine
-from wamkit.inference.runtime_program import Program, build
+from wamkit.inference.runtime_loop import check_alike, drop_unused_inputs, keep_outputs, record_loop, rows_of
+from wamkit.inference.runtime_passes import Constants
+from wamkit.inference.runtime_precision import Interpreted, Precision, calibrate_fp8, chosen_precision, cosine
+from wamkit.inference.runtime_program import Program, build, compiled
 from wamkit.inference.runtime_record import Recording, RuntimeUnsupported, record
 from wamkit.models.base import WorldActionModel
 from wamkit.models.phases import State
@@ -107,17 +109,19 @@ class Runtime:
             raise RuntimeUnsupported(f"{model.name} declares no phases of its act: load it without runtime=")
         if model.training:
             raise RuntimeUnsupported("the model is in training mode: call model.eval() before making a runtime of it")
-        self.model, self.settings, self.phases = model, settings, phases
-        self.device = next(model.parameters()).device
+        self.model, self.settings, self.phases, self.device = model, settings, phases, next(model.parameters()).device
         self.precision = chosen_precision(settings.precision, self.device)
         self.graphs = self.device.type == "cuda" if settings.graphs is None else settings.graphs
         if self.graphs and self.device.type != "cuda":
             raise RuntimeUnsupported("CUDA graphs need a CUDA device: set RuntimeSettings.graphs to False or None")
+        if self.precision == "fp8" and settings.compile:
+            raise RuntimeUnsupported("precision fp8 is not compiled: set RuntimeSettings.compile to False")
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         self.dtype = None if self.precision == "fp32" else torch.bfloat16
         self.constants = Constants()
         self.evicted = 0
+        self._schedule_rows: list[Any] | None = None
         self._shapes: OrderedDict[tuple[Any, ...], _Shape] = OrderedDict()
         self._calibration = tuple(calibration)
         if self.precision == "fp8":
@@ -230,9 +234,15 @@ class Runtime:
             state |= phase.run(state)
         return state
 
-    def _loop(self, noise: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        chunk = self.phases.chunk(self.phases.denoise(noise, state), state)
-        return chunk.actions, chunk.times, chunk.valid
+    def _rows(self, noise: Tensor, state: State) -> list[Any]:
+        """Each step's rows of the schedule, in the runtime's precision; computed once for all shapes."""
+        if self._schedule_rows is None:
+            precision = torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype is not None)
+            with torch.no_grad(), precision:
+                schedule = self.phases.schedule()
+                self._schedule_rows = rows_of(schedule, self.phases.steps)
+                check_alike(self.phases, schedule, self._schedule_rows, noise, state)
+        return self._schedule_rows
 
     def _whole(self, inputs: State) -> tuple[Tensor, Tensor, Tensor]:
         chunk = self.phases.chunk(None, self._prefix(inputs))
@@ -254,16 +264,19 @@ class Runtime:
         clock = _Clock(seconds)
         flat = list(inputs.values())
         noise: Tensor | None = None
+        loop, used = None, []
         loop_recording: Recording | None = None
         if self.phases.steps:
             prefix = self._record(self._prefix, (inputs,))
             noise = torch.randn(flat[0].shape[0], *self._noise_shape(), device=self.device)
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
                 state = pytree.tree_unflatten(prefix.module(*_plain(flat)), prefix.outputs)
-            loop_recording = self._record(self._loop, (noise, state))
+                loop = record_loop(self.phases, self._rows(noise, state), noise, state, self._record)
+            loop_recording = loop.unrolled()
             clock("record")
             optimise(loop_recording, self.constants)
-            _keep_outputs(prefix, _drop_unused_inputs(loop_recording))
+            used = drop_unused_inputs(loop_recording)
+            keep_outputs(prefix, used)
         else:
             prefix = self._record(self._whole, (inputs,))
             clock("record")
@@ -274,7 +287,14 @@ class Runtime:
             clock("calibrate")
         prefix_program = build(prefix)
         loop_program = None if loop_recording is None else build(loop_recording)
-        run = self._runner(prefix, loop_recording, prefix_program, loop_program, flat, noise)
+        first: Callable[..., list[Tensor]] = prefix_program.run
+        second: Callable[..., list[Tensor]] | None = None if loop_program is None else loop_program.run
+        if self.settings.compile:
+            first = compiled(prefix, flat)
+            if loop is not None:
+                assert noise is not None
+                second = loop.compiled(used, self.constants, [noise, *first(*flat)])
+        run = self._runner(first, second, flat, noise)
         clock("compile_or_capture")
         run(flat, noise)
         if self.device.type == "cuda":
@@ -294,22 +314,11 @@ class Runtime:
 
     def _runner(
         self,
-        prefix: Recording,
-        loop: Recording | None,
-        prefix_program: Program,
-        loop_program: Program | None,
+        first: Callable[..., list[Tensor]],
+        second: Callable[..., list[Tensor]] | None,
         flat: Sequence[Tensor],
         noise: Tensor | None,
     ) -> Callable[[Sequence[Tensor], Tensor | None], list[Tensor]]:
-        first: Callable[..., list[Tensor]] = prefix_program.run
-        second: Callable[..., list[Tensor]] | None = None if loop_program is None else loop_program.run
-        if self.settings.compile:
-            from wamkit.inference.runtime_program import compiled
-
-            first = compiled(prefix, flat)
-            if loop is not None:
-                assert noise is not None
-                second = compiled(loop, [noise, *first(*flat)])
         if self.graphs:
             return GraphedChunk(first, second, flat, noise)
         if second is None:
@@ -324,7 +333,7 @@ class Runtime:
         ]
         samples = [s for s in samples if [t.shape for t in s] == [t.shape for t in flat]] or [list(flat)]
         # Interpreted: the module's own code is that of the recording before it was optimised.
-        states = [fx.Interpreter(prefix.module).run(*sample) for sample in samples]
+        states = [Interpreted(prefix.module).run(*sample) for sample in samples]
         calibrate_fp8(prefix, samples, self.constants)
         if loop is not None:
             assert noise is not None
@@ -333,13 +342,16 @@ class Runtime:
     def _check_fp8(self) -> None:
         if not self._calibration:
             raise RuntimeUnsupported("precision fp8 needs calibration= observations to fix its scales on")
-        worst = 1.0
+        worst, references = 1.0, dict[Any, _Shape]()
         for observation in self._calibration:
             inputs = self._filled(self.phases.inputs(observation, self.settings.text_tokens))
+            key = tuple(tuple(tensor.shape) for tensor in inputs.values())
+            if key not in references:
+                references[key] = self._build(dict(inputs), fp8=False)
             noise = None
             if self.phases.steps:
                 noise = torch.randn(next(iter(inputs.values())).shape[0], *self._noise_shape(), device=self.device)
-            reference = self._build(dict(inputs), fp8=False).run(list(inputs.values()), noise)
+            reference = references[key].run(list(inputs.values()), noise)
             worst = min(worst, cosine(self._shape(inputs).run(list(inputs.values()), noise)[0], reference[0]))
         if worst < self.settings.fp8_min_cosine:
             raise RuntimeUnsupported(
@@ -379,22 +391,3 @@ def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copies that are no inference tensors."""
     with torch.inference_mode(False):
         return [tensor.clone() for tensor in tensors]
-
-
-def _drop_unused_inputs(loop: Recording) -> list[int]:
-    """Leave out of a loop what it does not read of the state; the numbers of the state's leaves that it does read."""
-    _, *state = [node for node in loop.graph.nodes if node.op == "placeholder"]
-    used = [index for index, node in enumerate(state) if node.users]
-    for node in state:
-        if not node.users:
-            loop.graph.erase_node(node)
-    return used
-
-
-def _keep_outputs(prefix: Recording, wanted: Sequence[int]) -> None:
-    """Let a prefix return these of its outputs alone; what only the others needed is not computed any more."""
-    output = next(node for node in prefix.graph.nodes if node.op == "output")
-    returned = output.args[0]
-    assert isinstance(returned, (list, tuple))
-    output.args = ([returned[index] for index in wanted],)
-    prefix.graph.eliminate_dead_code()

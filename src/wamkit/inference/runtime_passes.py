@@ -1,10 +1,9 @@
 """What is done to a recording before it runs: what weights alone decide is computed now, the rest is fused.
 
 Passes, in order: constants are folded (position tables, the modulations of all denoise steps, casts of weights); equal
-operations are done once, so what every denoise step would compute alike leaves the loop; scale and shift after a layer
-norm become part of it, and a spelled-out root-mean-square norm one operation; linear layers that read the same tokens
-are joined (query-key-value, gate-up, the keys and values of all cross-attention blocks). Each leaves the function as it
-was, up to rounding.
+operations are done once, so what every denoise step would compute alike leaves the loop; small operations become one
+(`runtime_fusions`); linear layers that read the same tokens are joined (query-key-value, gate-up, the keys and values
+of all cross-attention blocks). Each leaves the function as it was, up to rounding.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from wamkit.inference.runtime_record import LAYER_NORM, LINEAR, Recording
+from wamkit.inference.runtime_record import LINEAR
 
 _ATEN = torch.ops.aten
 _IDENTITIES = {_ATEN.detach.default, _ATEN.alias.default, _ATEN.lift_fresh_copy.default, _ATEN.lift_fresh.default}
@@ -64,19 +63,6 @@ class Constants:
         """Memory of all of them; views of one storage count once."""
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._known.values()}
         return sum(storages.values())
-
-
-def optimise(recording: Recording, constants: Constants) -> None:
-    """Run all passes on a recording, in place."""
-    module = recording.module
-    drop_identities(module.graph)
-    fold_constants(module, constants)
-    merge_equal(module.graph)
-    fuse_modulation(module, constants)
-    fuse_rms_norm(module)
-    join_linears(module, constants)
-    module.graph.eliminate_dead_code()
-    module.graph.lint()
 
 
 def tensor_nodes(graph: fx.Graph) -> Iterator[fx.Node]:
@@ -141,8 +127,8 @@ def add_constant(module: fx.GraphModule, tensor: Tensor, before: fx.Node) -> fx.
     """A new constant of a recording, in front of a node."""
     name = f"_constant{len(module._buffers)}"
     module.register_buffer(name, tensor, persistent=False)
-    with module.graph.inserting_before(before):
-        node = module.graph.create_node("get_attr", name)
+    with before.graph.inserting_before(before):
+        node = before.graph.create_node("get_attr", name)
     node.meta["val"] = tensor
     return node
 
@@ -211,106 +197,75 @@ def merge_equal(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _only_user(node: fx.Node, target: Any, *, kwargs: bool = False) -> fx.Node | None:
-    user = next(iter(node.users)) if len(node.users) == 1 else None
-    return user if user is not None and user.target is target and (kwargs or not user.kwargs) else None
-
-
-def fuse_modulation(module: fx.GraphModule, constants: Constants) -> None:
-    """LN(x) * a + b as one layer norm with weight a and bias b: adaLN of a known noise level, or of a single sample."""
-    graph = module.graph
-    for node in list(tensor_nodes(graph)):
-        if node.target is not LAYER_NORM:
-            continue
-        times = _only_user(node, _ATEN.mul.Tensor)
-        plus = None if times is None else _only_user(times, _ATEN.add.Tensor)
-        x, shape, weight, bias, eps = arguments(node)
-        width = value(node).shape[-1]
-        if times is None or plus is None or (weight, bias) != (None, None) or list(shape) != [width]:
-            continue
-        factor = next((arg for arg in times.args if arg is not node), None)
-        summand = next((arg for arg in plus.args if arg is not times), None)
-        if value(plus).shape != value(node).shape or value(plus).dtype != value(node).dtype:
-            continue
-        rows = [_as_row(module, constants, part, value(node), plus) for part in (factor, summand)]
-        if None in rows:
-            continue
-        with graph.inserting_before(plus):
-            fused = graph.call_function(LAYER_NORM, (x, shape, *rows, eps))
-        fused.meta["val"] = value(plus)
-        plus.replace_all_uses_with(fused)
-        for old in (plus, times, node):
-            graph.erase_node(old)
-
-
-def _as_row(module: fx.GraphModule, constants: Constants, part: Any, tokens: Tensor, before: fx.Node) -> fx.Node | None:
-    """One vector that stands for ``part`` in a product with tokens, in their precision; None where its rows differ."""
-    width = tokens.shape[-1]
-    if not isinstance(part, fx.Node) or not isinstance(tensor := value(part), Tensor):
-        return None
-    if tensor.ndim == 0 or tensor.shape[-1] != width:
-        return None
-    constant = get_constant(module, part)
-    if constant is not None:
-        rows = constant.reshape(-1, width)
-        if not bool((rows == rows[0]).all()):
-            return None
-        row = rows[0].to(tokens.dtype).contiguous()
-        return add_constant(module, constants.add(("row", str(row.dtype), _content(row)), row), before)
-    if tensor.numel() != width:
-        return None
-    with module.graph.inserting_before(before):
-        row = module.graph.call_function(_ATEN.view.default, (part, [width]))
-        row.meta["val"] = tensor.new_empty(width)
-        if tensor.dtype != tokens.dtype:
-            row = module.graph.call_function(_ATEN._to_copy.default, (row,), {"dtype": tokens.dtype})
-            row.meta["val"] = tensor.new_empty(width, dtype=tokens.dtype)
-    return row
-
-
-def _content(tensor: Tensor) -> bytes:
-    return tensor.detach().float().cpu().numpy().tobytes()
-
-
-def fuse_rms_norm(module: fx.GraphModule) -> None:
-    """X * rsqrt(mean(x^2) + eps) * weight, spelled out by transformers' layers, as one operation."""
-    graph = module.graph
-    for root in [node for node in tensor_nodes(graph) if node.target is _ATEN.rsqrt.default]:
-        plus = root.args[0]
-        mean = plus.args[0] if isinstance(plus, fx.Node) and plus.target is _ATEN.add.Tensor else None
-        square = mean.args[0] if isinstance(mean, fx.Node) and mean.target is _ATEN.mean.dim else None
-        if not isinstance(square, fx.Node) or square.target is not _ATEN.pow.Tensor_Scalar or square.args[1] != 2:
-            continue
-        assert isinstance(plus, fx.Node)
-        assert isinstance(mean, fx.Node)
-        x, eps, scaled = square.args[0], plus.args[1], _only_user(root, _ATEN.mul.Tensor)
-        last = list(mean.args[1]) == [-1] and mean.args[2:] == (True,)  # pyright: ignore[reportArgumentType]
-        if scaled is None or not last or not isinstance(eps, float) or scaled.args[0] is not x:
-            continue
-        assert isinstance(x, fx.Node)
-        end, weight = scaled, None
-        rounded = _only_user(scaled, _ATEN._to_copy.default, kwargs=True)
-        weighted = _only_user(rounded or scaled, _ATEN.mul.Tensor)
-        if weighted is not None:
-            other = next((arg for arg in weighted.args if arg not in (rounded, scaled)), None)
-            constant = get_constant(module, other) if isinstance(other, fx.Node) else None
-            if (
-                constant is not None
-                and constant.shape == value(x).shape[-1:]
-                and value(weighted).dtype == value(x).dtype
-            ):
-                end, weight = weighted, other
-        with graph.inserting_before(end):
-            fused = graph.call_function(torch.rms_norm, (x, [value(x).shape[-1]], weight, eps))
-        fused.meta["val"] = value(end)
-        end.replace_all_uses_with(fused)
-    graph.eliminate_dead_code()
-
-
 def _of(module: fx.GraphModule, node: Any) -> Tensor:
     tensor = get_constant(module, node)
     assert tensor is not None
     return tensor
+
+
+def merge_low_rank(module: fx.GraphModule, constants: Constants) -> None:
+    """W x + b + s B A x as (W + s B A) x + b: corrections of low rank become part of the weights."""
+    graph = module.graph
+    for plus in list(tensor_nodes(graph)):
+        if plus.target is not _ATEN.add.Tensor or plus.kwargs:
+            continue
+        for base, correction in (plus.args[:2], plus.args[1::-1]):
+            found = _low_rank(module, base, correction)
+            if found is None or value(base).dtype != value(plus).dtype:
+                continue
+            assert isinstance(base, fx.Node)
+            narrow, wide, scale = found
+            weight = _of(module, base.args[1])
+            key = ("low rank", constants.leaf(weight), constants.leaf(narrow), constants.leaf(wide), scale)
+            whole = constants.get(key)
+            if whole is None:
+                # In float32 whatever the runtime's precision: the correction is small beside the weight.
+                merged = weight.detach().float() + scale * (wide.detach().float() @ narrow.detach().float())
+                whole = constants.add(key, merged.to(weight.dtype))
+            with graph.inserting_before(plus):
+                merged_node = graph.call_function(
+                    LINEAR, (base.args[0], add_constant(module, whole, plus), base.args[2])
+                )
+            merged_node.meta["val"] = value(plus)
+            plus.replace_all_uses_with(merged_node)
+            break
+    graph.eliminate_dead_code()
+
+
+def _low_rank(module: fx.GraphModule, base: Any, correction: Any) -> tuple[Tensor, Tensor, float] | None:
+    """A, B and s of a correction of a linear layer with constant weights that reads the same tokens."""
+    if not _is_constant_linear(module, base):
+        return None
+    correction, scale = _uncast(correction), 1.0
+    if isinstance(correction, fx.Node) and correction.target is _ATEN.mul.Tensor:
+        correction, factor = correction.args
+        if not isinstance(factor, (int, float)):
+            return None
+        scale = float(factor)
+    wide = _uncast(correction)
+    narrow = _uncast(wide.args[0]) if _is_constant_linear(module, wide) and wide.args[2] is None else None
+    if not _is_constant_linear(module, narrow) or narrow.args[2] is not None:
+        return None
+    if _uncast(narrow.args[0]) is not _uncast(base.args[0]):
+        return None
+    return _of(module, narrow.args[1]), _of(module, wide.args[1]), scale
+
+
+def _is_constant_linear(module: fx.GraphModule, node: Any) -> bool:
+    if not isinstance(node, fx.Node) or node.target is not LINEAR:
+        return False
+    return all(part is None or get_constant(module, part) is not None for part in arguments(node)[1:])
+
+
+def _uncast(node: Any) -> Any:
+    """What a chain of casts between floating-point precisions was made of."""
+    while isinstance(node, fx.Node) and node.target is _ATEN._to_copy.default:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        if not (value(node).is_floating_point() and value(source).is_floating_point()):
+            break
+        node = source
+    return node
 
 
 def join_linears(module: fx.GraphModule, constants: Constants) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from wamkit.inference.runtime_passes import Constants, add_constant, get_constant, tensor_nodes, value
+from wamkit.inference.runtime_passes import VIEWS, Constants, add_constant, get_constant, tensor_nodes, value
 from wamkit.inference.runtime_record import LINEAR, Recording, RuntimeUnsupported
 from wamkit.training.precision import resolve_precision
 
@@ -85,7 +85,15 @@ def eligible(module: fx.GraphModule, node: fx.Node) -> bool:
     return node.args[2] is None or get_constant(module, node.args[2]) is not None  # pyright: ignore[reportArgumentType]
 
 
-class _Watch(fx.Interpreter):
+class Interpreted(fx.Interpreter):
+    """Runs a recording that was optimised: its joined products are split without copies, so views are reshapes."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """As the program would."""
+        return super().call_function(torch.reshape if target in VIEWS else target, args, kwargs)
+
+
+class _Watch(Interpreted):
     """Runs a recording and notes the largest input of each linear layer."""
 
     def __init__(self, module: fx.GraphModule, wanted: set[str]) -> None:

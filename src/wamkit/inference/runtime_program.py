@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from wamkit.inference.runtime_fusions import fuse_rotations
 from wamkit.inference.runtime_passes import add_constant, arguments, get_constant, tensor_nodes, value
-from wamkit.inference.runtime_record import ATTEND, LAYER_NORM, LINEAR, Recording
+from wamkit.inference.runtime_record import ATTEND, LAYER_NORM, LINEAR, RMS_NORM, Recording
+from wamkit.inference.runtime_views import stride_views
 
 _ATEN = torch.ops.aten
 
@@ -38,6 +40,7 @@ def _layer_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Te
 FAST: dict[Any, Callable[..., Any]] = {
     LINEAR: F.linear,
     LAYER_NORM: torch.layer_norm,
+    RMS_NORM: torch.rms_norm,
     operator.getitem: operator.getitem,
     _ATEN.view.default: torch.reshape,  # a joined product is split, and its pieces are not contiguous
     _ATEN._unsafe_view.default: torch.reshape,
@@ -46,6 +49,7 @@ FAST: dict[Any, Callable[..., Any]] = {
     _ATEN.permute.default: torch.permute,
     _ATEN.unsqueeze.default: torch.unsqueeze,
     _ATEN.squeeze.dim: torch.squeeze,
+    _ATEN.as_strided.default: torch.as_strided,
     _ATEN.expand.default: Tensor.expand,
     _ATEN.select.int: torch.select,
     _ATEN.split.Tensor: Tensor.split,
@@ -55,6 +59,7 @@ FAST: dict[Any, Callable[..., Any]] = {
     _ATEN.add.Tensor: torch.add,
     _ATEN.sub.Tensor: torch.sub,
     _ATEN.mul.Tensor: torch.mul,
+    _ATEN.addcmul.default: torch.addcmul,
     _ATEN.div.Tensor: torch.div,
     _ATEN.neg.default: torch.neg,
     _ATEN.rsqrt.default: torch.rsqrt,
@@ -87,7 +92,7 @@ _RESHAPES = {_ATEN.view.default: torch.reshape, _ATEN._unsafe_view.default: torc
 
 def _gelu_tanh(x: Tensor) -> Tensor:
     """X sigmoid(2 c (x + 0.044715 x^3)), c = sqrt(2 / pi): the same function without the slow tanh."""
-    inner = torch.add(_TWO_C, x * x, alpha=2 * 0.044715 * math.sqrt(2 / math.pi)).mul_(x)
+    inner = torch.addcmul(_TWO_C, x, x, value=2 * 0.044715 * math.sqrt(2 / math.pi)).mul_(x)
     return inner.sigmoid_().mul_(x)
 
 
@@ -102,6 +107,22 @@ def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
 
 
 _TWO_C = torch.tensor(2 * math.sqrt(2 / math.pi))
+_SMALLEST: dict[float, Tensor] = {}
+"""Epsilons as tensors, which cost a call to make."""
+
+
+def _rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """X / sqrt(mean(x^2) + eps) * weight in float32 on a CPU, where torch's own is spelled out in more operations."""
+    length = torch.linalg.vector_norm(x, 2, -1, True)
+    smallest = torch.finfo(x.dtype).eps if eps is None else eps
+    if smallest not in _SMALLEST:
+        _SMALLEST[smallest] = torch.tensor(smallest)
+    normed = x * torch.addcmul(_SMALLEST[smallest], length, length, value=1.0 / shape[0]).rsqrt_()
+    return normed if weight is None else normed.mul_(weight)
+
+
+_WRITTEN = {_ATEN.gelu.default: _gelu, RMS_NORM: _rms_norm}
+"""What takes its place in float32 on a CPU."""
 
 
 def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -145,7 +166,10 @@ class Program:
 def build(recording: Recording) -> Program:
     """The program of an optimised recording."""
     lower(recording)
-    graph, module = recording.graph, recording.module
+    # A copy: a compiler is given the chains of views as they were.
+    graph, module = copy.deepcopy(recording.graph), recording.module
+    fuse_rotations(module, graph)
+    stride_views(graph)
     names: dict[fx.Node, str] = {}
     scope: dict[str, Any] = {}
     inputs: list[str] = []
@@ -248,12 +272,9 @@ def lower(recording: Recording) -> None:
     graph = recording.graph
     summands: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
     for node in list(tensor_nodes(graph)):
-        if (
-            node.target is _ATEN.gelu.default
-            and value(node).device.type == "cpu"
-            and value(node).dtype == torch.float32
-        ):
-            node.target = _gelu
+        written = _WRITTEN.get(node.target)
+        if written is not None and value(node).device.type == "cpu" and value(node).dtype == torch.float32:
+            node.target = written
         if node.target is not ATTEND:
             continue
         queries, _, _, mask, causal, _, grouped = arguments(node)
@@ -284,7 +305,7 @@ def compiled(recording: Recording, inputs: Sequence[Tensor]) -> Callable[..., li
 
     module = fx.GraphModule(recording.module, copy.deepcopy(recording.graph))
     for node in tensor_nodes(module.graph):
-        direct: dict[Any, Any] = {LINEAR: F.linear, LAYER_NORM: torch.layer_norm, **_RESHAPES}
+        direct: dict[Any, Any] = {LINEAR: F.linear, LAYER_NORM: torch.layer_norm, RMS_NORM: torch.rms_norm, **_RESHAPES}
         node.target = direct.get(node.target, node.target)
     module.recompile()
     with torch.no_grad():

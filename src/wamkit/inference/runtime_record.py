@@ -31,6 +31,7 @@ class RuntimeUnsupported(WamkitError):
 _LIBRARY = torch.library.Library("wamkit", "DEF")
 _LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 _LIBRARY.define("layer_norm(Tensor x, int[] shape, Tensor? weight, Tensor? bias, float eps) -> Tensor")
+_LIBRARY.define("rms_norm(Tensor x, int[] shape, Tensor? weight, float? eps) -> Tensor")
 _LIBRARY.define(
     "attend(Tensor queries, Tensor keys, Tensor values, Tensor? mask, bool causal, float? scale, bool grouped)"
     " -> Tensor"
@@ -57,32 +58,37 @@ _LIBRARY.impl(
     lambda x, shape, weight, bias, eps: torch.layer_norm(x, shape, weight, bias, eps),
     "CompositeExplicitAutograd",
 )
+_LIBRARY.impl(
+    "rms_norm", lambda x, shape, weight, eps: torch.rms_norm(x, shape, weight, eps), "CompositeExplicitAutograd"
+)
 _LIBRARY.impl("attend", _attend, "CompositeExplicitAutograd")
 
 LINEAR = torch.ops.wamkit.linear.default
 LAYER_NORM = torch.ops.wamkit.layer_norm.default
+RMS_NORM = torch.ops.wamkit.rms_norm.default
 ATTEND = torch.ops.wamkit.attend.default
 
 
 class _KeepWhole(TorchFunctionMode):
     """Turns torch's calls of linear layers, layer norms and attention into the operations above."""
 
-    def __init__(self, dtype: torch.dtype | None) -> None:
+    def __init__(self, dtype: torch.dtype | None, device: str) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.device = dtype, device
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kept = {
             F.linear: self._linear,
             F.layer_norm: self._layer_norm,
+            F.rms_norm: self._rms_norm,
             F.scaled_dot_product_attention: self._attention,
             attention.attend: self._attend,
         }.get(func)
         return func(*args, **(kwargs or {})) if kept is None else kept(*args, **(kwargs or {}))
 
     def _cast(self, *tensors: Tensor | None) -> list[Any]:
-        """As autocast has it, but for every device alike."""
-        if self.dtype is None:
+        """As autocast has it, but for every device alike; where a model turns autocast off, nothing is cast."""
+        if self.dtype is None or not torch.is_autocast_enabled(self.device):
             return list(tensors)
         return [None if t is None else t.to(self.dtype) if t.is_floating_point() else t for t in tensors]
 
@@ -101,6 +107,11 @@ class _KeepWhole(TorchFunctionMode):
         if weight is not None and weight.dtype != input.dtype and self.dtype is not None:
             weight, bias = weight.to(input.dtype), None if bias is None else bias.to(input.dtype)
         return LAYER_NORM(input, list(normalized_shape), weight, bias, eps)
+
+    def _rms_norm(
+        self, input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
+    ) -> Tensor:
+        return RMS_NORM(input, list(normalized_shape), weight, eps)
 
     def _attention(
         self,
@@ -135,6 +146,11 @@ class Recording:
         """The operations, in order."""
         return self.module.graph
 
+    def output_nodes(self) -> list[Any]:
+        """The nodes of the outputs."""
+        output = next(node for node in self.graph.nodes if node.op == "output")
+        return list(output.args[0])
+
 
 def record(function: Callable[..., Any], inputs: tuple[Any, ...], *, dtype: torch.dtype | None) -> Recording:
     """The operations that ``function(*inputs)`` runs.
@@ -154,7 +170,7 @@ def record(function: Callable[..., Any], inputs: tuple[Any, ...], *, dtype: torc
 
     def flattened(*tensors: Tensor) -> list[Tensor]:
         autocast = torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False)
-        with torch.no_grad(), autocast, _KeepWhole(dtype):
+        with torch.no_grad(), autocast, _KeepWhole(dtype, device):
             result = function(*pytree.tree_unflatten(list(tensors), spec))
         leaves, out = pytree.tree_flatten(result)
         if odd := [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)]:

@@ -56,7 +56,8 @@ class ActPhases(ABC):
     def schedule(self) -> Any:
         """What the steps need that depends on weights alone, such as the modulations of all noise levels.
 
-        Nests of tensors, for all steps at once; a runtime computes it once and for all.
+        Nests of tensors with a row for each step (and one more where a step needs the following row too); a runtime
+        computes it once and for all.
         """
         return ()
 
@@ -67,7 +68,8 @@ class ActPhases(ABC):
     def step(self, x: Any, step: int, schedule: Any, state: State) -> Any:
         """One denoise step, to what it was given; keys and values of what the prefix saw come from ``state``.
 
-        Of actions alone it is [B, K, A] -> [B, K, A].
+        Of actions alone it is [B, K, A] -> [B, K, A]. Steps are alike: a step's number serves to index the tensors of
+        ``schedule``, with itself or with the following number, and for nothing else, since a runtime records one step.
         """
         raise NotImplementedError(f"{type(self).__name__} has no denoise steps")
 
