@@ -16,6 +16,8 @@ _MODELS = {
     "lawam": ("wamkit.models.lawam", "LaWAM"),
     "light_wam": ("wamkit.models.light_wam", "LightWAM"),
     "fast_wam": ("wamkit.models.fast_wam", "FastWAM"),
+    "repwam": ("wamkit.models.repwam", "RepWAM"),
+    "lingbot_va": ("wamkit.models.lingbot_va", "LingBotVA"),
 }
 PRESETS = ("tiny", "small", "paper")
 
