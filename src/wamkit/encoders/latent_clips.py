@@ -1,4 +1,4 @@
-"""From a clip of every camera to one grid of latents: the canvas and the VAE together, which a latent store keys."""
+"""From a clip of every camera to one grid of latents: canvas and tokenizer together, which a latent store keys."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wamkit.data.canvas import Canvas
-from wamkit.encoders.wan_vae import WanVAE
+from wamkit.encoders.base import VideoTokenizer
 
 
 class LatentClips:
     """Clips of the model's cameras to latents, cell by cell: [n, F, N, C], N = rows x columns."""
 
-    def __init__(self, vae: WanVAE, canvas: Canvas) -> None:
+    def __init__(self, vae: VideoTokenizer, canvas: Canvas) -> None:
         self.vae, self.canvas = vae, canvas
 
     @property
@@ -28,7 +28,7 @@ class LatentClips:
         return f"{self.canvas!r}:{self.vae.preprocessing}"
 
     def weights_hash(self) -> str:
-        """Of the VAE."""
+        """Of the tokenizer."""
         return self.vae.weights_hash()
 
     def __call__(self, clips: Mapping[str, UInt8[Tensor, "n T 3 H W"]]) -> Float[Tensor, "n F N C"]:
