@@ -21,6 +21,7 @@ from wamkit.configuration import to_dict
 from wamkit.data.contract_terms import BodyContract, CameraContract, Contract, VectorContract
 from wamkit.data.normalize import ACTION, STATE, Normalizer
 from wamkit.data.orientation import thumbnail
+from wamkit.encoders.byte_text import InstructionTooLong
 from wamkit.errors import WamkitError
 from wamkit.inference.policy import Policy, load
 from wamkit.models import registry
@@ -251,7 +252,7 @@ def test_a_runtime_is_warmed_up_for_every_batch_and_length(policy, monkeypatch):
     def noted(observations, **_):
         asked.append((len(observations), len(observations[0]["task"])))
         if asked[-1][1] > 64:
-            raise ValueError("an instruction of this length is not read")
+            raise InstructionTooLong("a", 60, 50, "bytes")
         size = len(observations)
         return SimpleNamespace(actions=torch.zeros(size, 16, 4), valid=torch.ones(size, 16, dtype=torch.bool))
 
