@@ -9,6 +9,7 @@ import LeRobot again for each would take most of the time.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -217,6 +218,45 @@ def test_lerobot_evaluates_on_metaworld(runs, tmp_path, monkeypatch):
     found = json.loads((tmp_path / "eval/eval_info.json").read_text())
     assert found["overall"]["n_episodes"] == 1
     assert list((tmp_path / "eval/videos").rglob("*.mp4"))
+
+
+def test_a_stopped_run_is_resumed(data, small_lawam, tmp_path):
+    """``lerobot-train --resume=true``: stage, statistics, optimiser and learning rate go on where they were.
+
+    Not the noise: LeRobot draws from the generator between restoring it and the first step, so weights differ.
+    """
+    from safetensors.torch import load_file
+
+    from wamkit.training.checkpoint import load_weights
+
+    fields = small_lawam | {"preset": "tiny", "stage": "encoder", "horizon_s": HORIZON, "max_actions": 10}
+    given = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in fields.items()}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    arguments = [*training(data, whole, type="lawam", **given), *flags(save_freq=2, steps=4)]
+    command(lerobot_train, [argument for argument in arguments if argument not in flags(steps=2)])
+    assert {path.name for path in (whole / "checkpoints").iterdir()} == {"000002", "000004", "last"}
+    shutil.copytree(whole, stopped, symlinks=True)
+    shutil.rmtree(stopped / "checkpoints/000004")
+    (stopped / "checkpoints/last").unlink()
+    (stopped / "checkpoints/last").symlink_to("000002")
+    half = load_weights(checkpoint(stopped) / "model.safetensors")
+    resumed = checkpoint(stopped) / "train_config.json"
+    command(lerobot_train, flags(config_path=resumed, resume="true", output_dir=stopped))
+    assert (stopped / "checkpoints/last").resolve().name == "000004"
+    ended = load_weights(checkpoint(stopped) / "model.safetensors")
+    assert {name.split(".")[0] for name, value in ended.items() if not value.equal(half[name])} == {"vision_encoder"}
+    described, schedules, steps = [], [], []
+    for run in (stopped, whole):
+        state = checkpoint(run).parent / "training_state"
+        described.append(json.loads((checkpoint(run) / "config.json").read_text()))
+        schedules.append(json.loads((state / "scheduler_state.json").read_text()))
+        optimizer = load_file(state / "optimizer_state.safetensors")
+        steps.append({name: float(value) for name, value in optimizer.items() if name.endswith("step")})
+    assert described[0]["stage"] == "encoder"
+    assert described[0]["contract"] == described[1]["contract"]
+    assert schedules[0] == schedules[1]
+    assert steps[0] == steps[1]
+    assert set(steps[0].values()) == {4.0}
 
 
 @pytest.mark.usefixtures("runs")
