@@ -47,7 +47,8 @@ class RepViTokConfig:
     heads: int = 12
     latent_width: int = 96
     window: int = 5
-    """Latent frames that a frame attends to, itself included."""
+    """Latent frames that a frame attends to, itself included. Once a stream is longer, no frame sees the first picture
+    any more: train on clips of more latent frames than this, or what a stream yields later on was never trained."""
     objective: RepViTokObjectiveConfig = field(default_factory=RepViTokObjectiveConfig)
 
 
