@@ -24,6 +24,7 @@ import numpy as np
 
 from wamkit.envs.base import Environment, EnvSpec, Split, trial_seed
 from wamkit.evaluation.arms import ActorArm, Arm, EvaluationError, PolicyArm
+from wamkit.evaluation.episode_memory import EpisodeMemory, act_with_memory, look_every
 from wamkit.evaluation.episode_video import VideoSettings
 from wamkit.evaluation.workers import EnvFactory, Job, WorkerProcess
 
@@ -69,6 +70,7 @@ class _Episode:
     retries: int = 0
     blamed: int = 0
     replans: int = 0
+    memory: EpisodeMemory = field(default_factory=EpisodeMemory)
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -84,6 +86,8 @@ class _Request:
     episode: _Episode
     arm: PolicyArm
     observation: dict[str, Any] = field(default_factory=dict)
+    observed: list[dict[str, Any]] = field(default_factory=list)
+    """Seen while the last chunk was executed, oldest first."""
 
 
 def rollout(
@@ -256,7 +260,7 @@ class _Evaluation:
             if not free:
                 return
             episode = self.queue.popleft()
-            episode.replans = 0
+            episode.replans, episode.memory = 0, EpisodeMemory()
             worker.jobs[free[0]] = episode
             worker.send("start", free[0], self._job(episode))
 
@@ -274,6 +278,7 @@ class _Evaluation:
             images=isinstance(arm, PolicyArm) and arm.needs_images,
             video=video,
             keep_success=kept == "always",
+            look_every=look_every(arm, self.spec.rate_hz),
         )
 
     @staticmethod
@@ -318,10 +323,12 @@ class _Evaluation:
             # Copied: the worker writes here again while the policy's call is still being prepared.
             for camera, picture in worker.pictures[slot].items():
                 content[f"observation.images.{camera}"] = picture.copy()
-        self.waiting.append(_Request(worker, slot, episode, arm, content))
+        seen = content.pop("observed", [])
+        self.waiting.append(_Request(worker, slot, episode, arm, content, seen))
 
     def _finish(self, episode: _Episode, result: dict[str, Any]) -> None:
         arm, task, trial = episode.key
+        episode.memory = EpisodeMemory()  # nothing is kept of an episode that is over
         seconds, filmed = result.pop("seconds"), result.pop("filmed")
         record = {"arm": arm, "task": task, "trial": trial, "seed": self.settings.seed, **result}
         record |= {"seconds": seconds, "retries": episode.retries}
@@ -364,13 +371,21 @@ class _Evaluation:
         batch = batch[: self.settings.batch_size]
         chosen = {id(request) for request in batch}
         self.waiting = deque(request for request in self.waiting if id(request) not in chosen)
-        observations, seeds = [], []
+        observations, seen, seeds = [], [], []
         for request in batch:
             episode = request.episode
-            observations.append(request.arm.prepare(request.observation, episode.task, episode.trial, self.spec))
+            *before, now = (
+                request.arm.prepare(each, episode.task, episode.trial, self.spec)
+                for each in (*request.observed, request.observation)
+            )
+            observations.append(now)
+            seen.append(before)
             seeds.append(trial_seed("policy", self.settings.seed, episode.task, episode.trial, episode.replans) >> 1)
             episode.replans += 1
-        chunks = np.asarray(policy.act_batch(observations, seeds=seeds))
+        memories = [request.episode.memory for request in batch]
+        chunks = act_with_memory(
+            policy, memories, seen, lambda: np.asarray(policy.act_batch(observations, seeds=seeds))
+        )
         actions = len(self.spec.action_names)
         if chunks.ndim != 3 or chunks.shape[0] != len(batch) or chunks.shape[2] != actions or not chunks.shape[1]:
             raise EvaluationError(
@@ -381,4 +396,5 @@ class _Evaluation:
             steps = request.arm.n_action_steps or self.settings.n_action_steps or len(chunk)
             if not 1 <= steps <= len(chunk):
                 raise EvaluationError(f"Cannot execute {steps} actions of a chunk of {len(chunk)}.")
-            request.worker.send("chunk", request.slot, np.ascontiguousarray(chunk[:steps], dtype=np.float32))
+            request.episode.memory.executed = np.ascontiguousarray(chunk[:steps], dtype=np.float32)
+            request.worker.send("chunk", request.slot, request.episode.memory.executed)

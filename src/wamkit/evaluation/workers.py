@@ -59,6 +59,8 @@ class Job:
     video: tuple[Path, VideoSettings] | None
     keep_success: bool = True
     """Whether the video of a success is kept."""
+    look_every: int | None = None
+    """Actions between the pictures that a policy with a memory sees while a chunk is executed; None: none."""
 
 
 @dataclass
@@ -104,10 +106,14 @@ class _Worker:
             ended = self._step(slot, job.actor.act(env, rng))
 
     def execute(self, slot: int, chunk: np.ndarray) -> None:
-        for action in chunk:
+        running, seen = self.running[slot], []
+        every = running.job.look_every
+        for done, action in enumerate(chunk, 1):
             if self._step(slot, action):
                 return
-        self._observe(slot)
+            if every is not None and done % every == 0 and done < len(chunk):
+                seen.append(running.env.observe(images=running.job.images))
+        self._observe(slot, seen)
 
     def _step(self, slot: int, action: np.ndarray) -> bool:
         """One step; True where it ended the episode, which is then reported."""
@@ -136,13 +142,14 @@ class _Worker:
         self.pipe.send(("done", slot, result))
         return True
 
-    def _observe(self, slot: int) -> None:
+    def _observe(self, slot: int, seen: Sequence[dict[str, Any]] = ()) -> None:
+        """Send what is seen now, and what was seen on the way here."""
         running = self.running[slot]
         observation = running.env.observe(images=running.job.images)
         if running.job.images:
             for camera, buffer in self.pictures[slot].items():
                 buffer[...] = observation.pop(f"observation.images.{camera}")
-        self.pipe.send(("observation", slot, observation))
+        self.pipe.send(("observation", slot, observation | ({"observed": list(seen)} if seen else {})))
 
     def _trace(self, running: _Running) -> None:
         every = max(1, round(running.env.description.rate_hz / _PATH_RATE_HZ))

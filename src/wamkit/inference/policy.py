@@ -134,6 +134,16 @@ class Policy:
         """Forget what was seen; to be called between episodes."""
         self.model.recall(None)
 
+    @property
+    def remembers(self) -> bool:
+        """Whether acting depends on what was seen and executed before: then tell it, with `observed` and `executed`."""
+        return self.model.capabilities.remembers
+
+    @property
+    def picture_interval_s(self) -> float | None:
+        """Seconds between the pictures that a policy with a memory must see; None: those that it acts on are enough."""
+        return self.model.picture_interval_s
+
     def remember(self) -> Any:
         """The memory of the episodes under way, for `recall`; None for a model without one."""
         return self.model.remember()
