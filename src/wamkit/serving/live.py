@@ -76,6 +76,8 @@ class WatchedEpisode:
             picture: Of the primary camera, uint8 [H, W, 3].
             imagined: What the model makes of it.
         """
+        # At the model's size: a camera's own pictures would be a hundred times as large to keep.
+        shown = self._live.show(picture)
         with self._live.lock:
             if not self.looks:
                 self.number = self._live.begun(self)
@@ -93,14 +95,14 @@ class WatchedEpisode:
             if alarm is not None:
                 self.alarms.append(at)
             self.unmatched = self._monitor.unmatched
-            self._frames.append((at, picture))
+            self._frames.append((at, shown))
             changes = [patch_distance(imagined.present, imagined.values[0], self.grid)]
             if self.comparison is not None:
                 changes.append(patch_distance(self.comparison.before, self.comparison.seen, self.grid))
             self.top = max(self.top, *(float(np.quantile(heat, 0.99)) for heat in changes if heat is not None), 0.0)
             self.looks += 1
         for sink in self._live.sinks:
-            sink(self.number, self, picture)
+            sink(self.number, self, shown)
 
     def picture_at(self, at: float) -> np.ndarray | None:
         """The camera's picture nearest to a time; None where none is kept."""
@@ -139,7 +141,7 @@ class LiveImagination:
                 )
         self.view, self.calibration, self.sinks = view, calibration, tuple(sinks)
         self.lock = threading.Lock()
-        self._show = show
+        self.show = show
         self._episodes: deque[WatchedEpisode] = deque(maxlen=_EPISODES)
         self._begun = 0
 
@@ -205,6 +207,4 @@ class LiveImagination:
         if self.view.space == "pixels":
             return pixel_panels(imagined, comparison)
         assert now is not None
-        shown = self._show(now)
-        before = shown if then is None else self._show(then)
-        return feature_panels(imagined, comparison, shown, before, self.view.grid, top)
+        return feature_panels(imagined, comparison, now, now if then is None else then, self.view.grid, top)
