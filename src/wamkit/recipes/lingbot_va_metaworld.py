@@ -1,0 +1,25 @@
+"""LingBot-VA on recorded MetaWorld demonstrations, from the VAE to the policy."""
+
+from __future__ import annotations
+
+from wamkit.models.lingbot_va.config import preset
+from wamkit.recipes._causal_metaworld import causal_metaworld, stage, windows
+from wamkit.training.config import TrainConfig
+
+
+def lingbot_va_metaworld() -> TrainConfig:
+    """LingBot-VA ``tiny``; steps are estimates of what two slow cores do in 45 minutes, no result stands behind them.
+
+    The VAE, then the transformer on frames alone, then on frames and actions.
+    Record first: ``wam record --env.type metaworld --env.task TASK,TASK --episodes 25 --output_dir DIR``, then
+    ``wam train lingbot_va_metaworld --dataset.roots DIR``.
+    """
+    own = windows(preset("tiny"))
+    return causal_metaworld(
+        "lingbot_va",
+        (
+            stage("vae", own["short"], 400, 8),
+            stage("pretrain", own["frames"], 300, 32, optimizer="muon"),
+            stage("adapt", own["sequence"], 700, 32, optimizer="muon"),
+        ),
+    )

@@ -1,0 +1,121 @@
+"""From a recorded data set to trained causal models, on real stores; then acting along an episode."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from wamkit.data.synthetic import make_synthetic_dataset
+from wamkit.inference.execution_policy import policy_source
+from wamkit.inference.policy import load
+from wamkit.models import registry
+from wamkit.models.causal_config import CausalModelError
+from wamkit.recipes._causal_metaworld import causal_metaworld, windows
+from wamkit.recipes.lingbot_va_metaworld import lingbot_va_metaworld
+from wamkit.recipes.repwam_metaworld import repwam_metaworld, repwam_stages
+from wamkit.training.config import DatasetConfig, StageConfig, TrainConfig
+from wamkit.training.loop import train
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
+from micro_causal import LINGBOT, REPWAM
+
+# At 10 Hz a latent frame of 0.2 s holds two actions, and the picture at its end is really recorded.
+HELD = dict(pictures="held", training_frames=2)
+MODELS = {"repwam": replace(REPWAM, **HELD), "lingbot_va": replace(LINGBOT, **HELD)}
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("disc") / "data"
+    make_synthetic_dataset(root, episodes=3, length=10, fps=10, task=("push the disc", "pull it"))
+    return root
+
+
+def run(name: str, recording: Path, output_dir: Path) -> TrainConfig:
+    model = MODELS[name]
+    recipe = repwam_stages(model) if name == "repwam" else lingbot_va_metaworld().stages
+    own, shapes = windows(model), {"vae": "short", "pretrain": "frames", "adapt": "sequence"}
+    stages = []
+    for stage in recipe:
+        window = stage.window if name == "repwam" else own[shapes[stage.name]]
+        stages.append(replace(stage, window=window, steps=2, batch_size=4, warmup_steps=0))
+    return replace(
+        causal_metaworld(name, tuple(stages), model),
+        dataset=DatasetConfig(roots=(str(recording),), holdout_episodes=1),
+        output_dir=str(output_dir),
+        device="cpu",
+        precision="fp32",
+        validation_batches=1,
+        logger="none",
+    )
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def trained(request, recording, tmp_path_factory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    train(run(request.param, recording, folder))
+    return request.param, folder
+
+
+def test_the_whole_road(trained):
+    name, folder = trained
+    checkpoints = [c for c in sorted((folder / "checkpoints").iterdir()) if not c.is_symlink()]
+    model = registry.build(name, MODELS[name])
+    assert len(checkpoints) == len(model.stages)
+    stores = [store for store in (folder / "cache").iterdir() if store.name.startswith("latents-")]
+    assert len(stores) == 1  # the tokenizer is frozen after its stage: all later stages read one store
+    weights = [load_file(c / "pretrained_model" / "model.safetensors") for c in checkpoints]
+    by_stage = dict(zip(model.stages, weights, strict=True))
+    for stage in ("pretrain", "adapt"):
+        moved = {n for n, value in by_stage[stage].items() if not torch.equal(value, weights[0][n])}
+        assert any(n.startswith("transformer.video.") for n in moved), stage
+    tokenizer = by_stage["tokenizer" if name == "repwam" else "vae"]
+    assert all(torch.equal(by_stage["adapt"][n], v) for n, v in tokenizer.items() if n.startswith("tokenizer."))
+
+
+def observation(seed: int) -> dict[str, object]:
+    picture = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    return {"observation.images.front": picture, "task": "push the disc"}
+
+
+def test_a_robot_is_followed_along_its_episode(trained):
+    _, folder = trained
+    policy = load(folder, device="cpu", precision="fp32")
+    assert policy.remembers
+    source = policy_source(policy)
+    assert source.picture_interval_s == pytest.approx(0.2)
+    source.reset()
+    first = source(observation(0))
+    assert first.shape == (4, 2)  # two latent frames of two actions
+    with pytest.raises(CausalModelError, match="nobody said what was executed"):
+        source(observation(1))
+    source.executed(first[:2])
+    second = source(observation(1))
+    (episode,) = policy.remember()
+    assert episode.rows[0].frames == 2
+    # A whole chunk at once passes two latent frames, of which one was seen on the way.
+    source.executed(second)
+    source.observed([observation(2)])
+    assert np.isfinite(source(observation(3))).all()
+    (episode,) = policy.remember()
+    assert episode.rows[0].frames == 4
+    source.reset()
+    assert policy.remember() is None
+    future = policy.imagine(observation(0))
+    assert future.values.shape == (1, 2, 3, 16, 16)
+
+
+def test_recipes_name_stages_and_windows_of_their_models():
+    for recipe in (repwam_metaworld(), lingbot_va_metaworld()):
+        model = registry.build(recipe.model, recipe.preset)
+        assert tuple(stage.name for stage in recipe.stages) == model.stages
+        acting: StageConfig = recipe.stages[-1]
+        assert acting.window.frame_offsets_s == model.config.frame_offsets_s
+        assert acting.window.action_count(80.0) == acting.window.max_actions == 32
+        assert acting.window.cameras == model.config.cameras
