@@ -16,7 +16,7 @@ from wamkit.errors import WamkitError
 
 @dataclass(frozen=True)
 class ImportArguments:
-    """Turn recordings into a LeRobot v3 data set: DROID, Bridge, RT-1, RLDS, LeRobot v2.1, or bare video."""
+    """Turn recordings into a LeRobot v3 data set: DROID, Bridge, RT-1, RLDS, LeRobot v2.1, LIBERO, or bare video."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """Folder (or video file) to read."""

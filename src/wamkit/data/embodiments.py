@@ -34,6 +34,11 @@ EMBODIMENTS: dict[str, int] = {
 }
 """Name to number. ``custom`` is for a robot that has no name here yet; numbers not listed are free."""
 
+LIBERO_ACTION: tuple[str, ...] = ("x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "gripper")
+"""LIBERO's action: displacement, rotation and gripper command."""
+LIBERO_STATE: tuple[str, ...] = (*LIBERO_ACTION, "gripper")
+"""LIBERO's state: pose of the end effector and both fingers, which published data sets give one name."""
+
 MAX_EMBODIMENTS = 32
 """Rows of every per-embodiment table."""
 

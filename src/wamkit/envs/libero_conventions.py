@@ -16,12 +16,11 @@ from typing import Literal
 
 import numpy as np
 
+from wamkit.data.embodiments import LIBERO_ACTION, LIBERO_STATE
 from wamkit.envs.base import EnvError
 from wamkit.errors import suggest
 
-ACTION_NAMES: tuple[str, ...] = ("x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "gripper")
-STATE_NAMES: tuple[str, ...] = (*ACTION_NAMES, "gripper")
-"""As in published data sets, the two fingers under one name."""
+ACTION_NAMES, STATE_NAMES = LIBERO_ACTION, LIBERO_STATE
 NO_OP = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 """Stay, with the gripper open: what LIBERO does while a scene settles."""
 SETTLE_STEPS = 10

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from wamkit.data.importers import bridge_rt1, droid, lerobot_v21, rlds, video
+from wamkit.data.importers import bridge_rt1, droid, lerobot_v21, libero, rlds, video
 from wamkit.data.importers.base import ImportFailure, ImportOptions, ImportSummary, Progress
 from wamkit.errors import suggest
 
@@ -28,6 +28,7 @@ FORMATS: dict[str, Format] = {
     "rt1": Format("RT-1: the same layout as bridge", bridge_rt1.import_rt1),
     "rlds": Format("RLDS: features.json beside *.tfrecord-* files", rlds.import_rlds),
     "lerobot_v21": Format("LeRobotDataset v2.0 or v2.1: meta/info.json", lerobot_v21.import_lerobot_v21),
+    "libero": Format("LIBERO in LeRobot's format, pictures in parquet files: meta/info.json", libero.import_libero),
     "video": Format("bare video: files, or folders of files", video.import_video),
 }
 
@@ -53,6 +54,8 @@ def detect(source: Path) -> str:
     if rlds.understands(source):
         return "rlds"
     info = source / "meta/info.json"
+    if libero.understands(source):
+        return "libero"
     if lerobot_v21.understands(source):
         return "lerobot_v21"
     if info.is_file() and '"v3.' in info.read_text():
