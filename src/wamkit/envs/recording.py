@@ -223,6 +223,8 @@ class _Recording:
             from wamkit.data.recorder import LeRobotRecorder
 
             metadata = {"source": f"{spec.name} expert", "versions": dict(spec.versions), "recording": self.settings}
+            if spec.notes:
+                metadata["notes"] = list(spec.notes)
             with LeRobotRecorder(
                 self.root,
                 spec.rate_hz,
