@@ -26,6 +26,7 @@ from wamkit.data.synthetic import make_synthetic_dataset
 from wamkit.inference.checkpoints import LEROBOT_KEYS
 from wamkit.integrations.lerobot import PLUG_IN, SUPPORTED_VERSIONS
 from wamkit.integrations.lerobot.configuration_wamkit import (
+    POLICY_TYPES,
     PolicyConfigError,
     WamkitSchedulerConfig,
     camera_name,
@@ -68,7 +69,7 @@ def test_info_says_which_versions_are_supported():
     assert all(version in finding.found for version in SUPPORTED_VERSIONS)
 
 
-@pytest.mark.parametrize("name", registry.model_names())
+@pytest.mark.parametrize("name", POLICY_TYPES)
 def test_every_model_of_the_registry_is_a_policy_type(name, tmp_path):
     config = make_policy_config(name, device="cpu", push_to_hub=False)
     assert config.type == name
@@ -86,6 +87,13 @@ def test_every_model_of_the_registry_is_a_policy_type(name, tmp_path):
     assert len(after.steps) == 2
     own = {field.name for field in dataclasses.fields(registry.model_class(name).config_class)}
     assert {field.name for field in dataclasses.fields(config)} - own - {"stage", "contract"} == LEROBOT_KEYS
+
+
+def test_a_policy_type_of_lerobots_own_stays_lerobots():
+    from lerobot.policies.lingbot_va.configuration_lingbot_va import LingBotVAConfig
+
+    assert set(registry.model_names()) - set(POLICY_TYPES) == {"lingbot_va"}
+    assert type(make_policy_config("lingbot_va", device="cpu")) is LingBotVAConfig
 
 
 def test_flags_are_laid_over_the_preset(tmp_path):
@@ -197,12 +205,13 @@ def test_batches_of_lerobot_become_the_windows_of_our_own_sampler(data, built, t
     assert each.shape == (len(rows),)
 
 
-@pytest.mark.parametrize("name", [name for name in registry.model_names() if name != "lawam"])
+@pytest.mark.parametrize("name", [name for name in POLICY_TYPES if name != "lawam"])
 def test_every_other_model_trains_its_last_stage_and_acts(data, name):
     from lerobot.datasets.factory import resolve_delta_timestamps
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    config = make_policy_config(name, device="cpu", dtype="float32", cameras=["front"], horizon_s=0.2)
+    config = make_policy_config(name, device="cpu", dtype="float32", cameras=["front"])
+    assert config.model_config().horizon_s == 0.2
     config.stage = config.stages[-1]
     config.training_stage = lambda: config.stage
     meta = metadata(data)
@@ -221,6 +230,15 @@ def test_every_other_model_trains_its_last_stage_and_acts(data, name):
     actions = after(policy.predict_action_chunk(present))
     assert actions.shape == (1, round(0.2 * RATE), 2)
     assert actions.isfinite().all()
+    if not policy.model.capabilities.remembers:
+        return
+    policy.reset()
+    for step in range(5):
+        seen = {key: value.clone() for key, value in present.items() if isinstance(value, torch.Tensor)}
+        seen["observation.images.front"][..., step] = 0.0  # something moves
+        policy.select_action(present | seen)
+    # A chunk of two latent frames, two actions each, was executed, and each frame's end was seen.
+    assert [episode.rows[0].frames for episode in policy.model.remember()] == [3]
 
 
 def test_frozen_parts_keep_evaluating_and_groups_have_their_own_rates(built):

@@ -8,5 +8,8 @@ it goes by names: ``LawamConfig`` in ``configuration_wamkit``, ``LawamPolicy`` i
 SUPPORTED_VERSIONS = ("0.6.1",)
 """Releases of LeRobot that the tests run with; the plug-in goes by LeRobot's internals, so others may break it."""
 
+LEROBOTS_OWN = ("lingbot_va",)
+"""Models whose name is a policy type of LeRobot's own: there the type means LeRobot's port, and ours has none."""
+
 PLUG_IN = "lerobot_policy_wamkit"
 """The distribution whose name LeRobot looks for."""

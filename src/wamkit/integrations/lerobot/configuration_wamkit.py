@@ -22,6 +22,7 @@ from wamkit.data.contract_terms import BodyContract, Contract
 from wamkit.data.embodiments import embodiment_id
 from wamkit.data.windows import WindowSpec
 from wamkit.errors import WamkitError, suggest
+from wamkit.integrations.lerobot import LEROBOTS_OWN
 from wamkit.integrations.lerobot.stage_view import SecondsAhead, StageView, skeleton, stage_view
 from wamkit.models import registry
 from wamkit.models.base import WorldActionModel
@@ -310,5 +311,8 @@ def _config_class(model_name: str) -> type[WamkitConfig]:
     return PreTrainedConfig.register_subclass(model_name, built)
 
 
-for _name in registry.model_names():
+POLICY_TYPES = tuple(name for name in registry.model_names() if name not in LEROBOTS_OWN)
+"""The models that are policy types of LeRobot through this plug-in."""
+
+for _name in POLICY_TYPES:
     globals()[f"{class_prefix(_name)}Config"] = _config_class(_name)

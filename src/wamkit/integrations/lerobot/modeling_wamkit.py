@@ -153,8 +153,10 @@ class WamkitPolicy(PreTrainedPolicy):
     # Acting
 
     def reset(self) -> None:
-        """Forget the actions that were not executed; to be called between episodes."""
+        """Forget the actions that were not executed and what was seen; to be called between episodes."""
         self._queue: deque[Tensor] = deque()
+        self._executed: list[Tensor] = []
+        self.model.recall(None)
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], noise: Tensor | None = None, **_: Any) -> Tensor:
@@ -178,11 +180,29 @@ class WamkitPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **options: Any) -> Tensor:
-        """The next action [B, A], normalised; a new chunk is computed when the last one is used up."""
+        """The next action [B, A], normalised; a new chunk is computed when the last one is used up.
+
+        A model with a memory is told of the actions on the way, and of the pictures that it must see.
+        """
+        if self.model.capabilities.remembers and self._executed:
+            self._tell(batch)
         if not self._queue:
             chunk = self.predict_action_chunk(batch, **options)
             self._queue.extend(chunk[:, : self.config.n_action_steps].unbind(dim=1))
-        return self._queue.popleft()
+            self._executed = []
+        action = self._queue.popleft()
+        self._executed.append(action)
+        return action
+
+    def _tell(self, batch: dict[str, Any]) -> None:
+        if not self._queue:
+            self.model.executed(torch.stack(self._executed, dim=1))
+            return
+        contract, body = self._contract()
+        interval_s = self.model.picture_interval_s
+        if interval_s is not None and len(self._executed) % max(1, round(interval_s * body.rate_hz)) == 0:
+            images = observation_of(batch, self.config.cameras, contract, body).images
+            self.model.observed({camera: pictures.unsqueeze(1) for camera, pictures in images.items()})
 
     # Files
 
@@ -258,5 +278,5 @@ def _policy_class(model_name: str) -> type[WamkitPolicy]:
     return type(f"{prefix}Policy", (WamkitPolicy,), members | {"__doc__": f"{model_name} as a LeRobot policy."})
 
 
-for _name in registry.model_names():
+for _name in configuration_wamkit.POLICY_TYPES:
     globals()[f"{class_prefix(_name)}Policy"] = _policy_class(_name)

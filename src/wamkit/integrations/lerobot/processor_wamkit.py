@@ -10,8 +10,7 @@ from typing import Any
 
 from lerobot.processor import make_default_pre_post_processors
 
-from wamkit.integrations.lerobot.configuration_wamkit import DEFAULT_NORMALIZATION, WamkitConfig
-from wamkit.models import registry
+from wamkit.integrations.lerobot.configuration_wamkit import DEFAULT_NORMALIZATION, POLICY_TYPES, WamkitConfig
 
 
 def make_pre_post_processors(config: WamkitConfig, dataset_stats: dict[str, Any] | None = None) -> tuple[Any, Any]:
@@ -27,7 +26,7 @@ def make_pre_post_processors(config: WamkitConfig, dataset_stats: dict[str, Any]
 
 def __getattr__(name: str) -> Any:
     # LeRobot looks for make_<model>_pre_post_processors here.
-    for model in registry.model_names():
+    for model in POLICY_TYPES:
         if name == f"make_{model}_pre_post_processors":
             return make_pre_post_processors
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
