@@ -197,7 +197,7 @@ def test_a_masked_pair_has_no_say():
         model = tokenizer().train()
         losses = model.losses(pairs(future=changed, valid=torch.tensor([True, True, True, False, True])))
         torch.stack([term.weight * term.mean() for term in losses.terms.values()]).sum().backward()
-        return [p.grad for p in model.parameters()] + [model.decoder.scale.mean, model.decoder.scale.variance]
+        return [p.grad for p in model.parameters()] + [model.scale.mean, model.scale.variance]
 
     junk = grids(1)
     junk[3] = 1e3
@@ -213,18 +213,23 @@ def test_two_views_read_from_one_and_predict_in_the_other():
     torch.testing.assert_close(model.losses(seen).terms["forward"].value, expected)
 
 
-def test_standard_units_change_no_loss():
+def test_latent_actions_are_in_standard_units():
     model = tokenizer().train()
-    before = {key: term.value.detach() for key, term in model.eval().losses(pairs()).terms.items()}
     for _ in range(3):
-        model.train().losses(pairs())
-    assert model.decoder.scale.batches_seen == 3
+        told = model.losses(pairs()).latent_action.flatten(0, 1)
+    assert model.scale.batches_seen == 3
     latent = model.eval().infer(grids(), grids(1)).mean.flatten(0, 1)
-    torch.testing.assert_close(latent.mean(dim=0), torch.zeros(4), atol=1e-3, rtol=0)
-    torch.testing.assert_close(latent.std(dim=0, correction=0), torch.ones(4), atol=1e-3, rtol=0)
-    after = model.losses(pairs()).terms
-    for key, value in before.items():
-        torch.testing.assert_close(after[key].value.detach(), value, atol=1e-5, rtol=1e-5)
+    for values in (told, latent):
+        torch.testing.assert_close(values.mean(dim=0), torch.zeros(4), atol=1e-3, rtol=0)
+        torch.testing.assert_close(values.std(dim=0, correction=0), torch.ones(4), atol=1e-3, rtol=0)
+    # Whatever scale q chooses, f meets the same.
+    before = model.losses(pairs()).terms["forward"].value
+    with torch.no_grad():
+        model.encoder.body[-1].weight.mul_(7.0)
+        model.encoder.body[-1].bias.add_(3.0)
+    model.train()
+    model.scale.batches_seen.zero_()
+    torch.testing.assert_close(model.losses(pairs()).terms["forward"].value, before, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("emission", EMISSIONS, ids=name)

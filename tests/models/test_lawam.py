@@ -352,14 +352,14 @@ def test_repwam_s_latent_action_carries_the_policy():
     assert gradient(model.lam.decoder) > 0
     assert gradient(model.latent_head) > 0
     assert gradient(model.lam.encoder) == 0
-    statistics = model.lam.decoder.scale.batches_seen.item()
+    statistics = model.lam.scale.batches_seen.item()
     model.eval()
     future = model.imagine(window.observation())
     assert future.latent_action.shape == (2, 1, 4)
     rolled = model.imagine(window.observation(), latent_actions=future.latent_action.unsqueeze(1))
     torch.testing.assert_close(rolled.values, future.values)
     assert model.act(window.observation(), generator=seeded()).actions.isfinite().all()
-    assert model.lam.decoder.scale.batches_seen.item() == statistics == 0
+    assert model.lam.scale.batches_seen.item() == statistics == 0
 
 
 def test_the_kind_of_latent_action_is_saved_with_the_config():

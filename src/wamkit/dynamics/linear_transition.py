@@ -96,7 +96,8 @@ class InverseModel(nn.Module):
 
     def forward(self, present: Float[Tensor, "B N D"], future: Float[Tensor, "B N D"]) -> Float[Tensor, "B 1 Z"]:
         """One token. Where the reading is by token, so is the MLP, and the mean of its outputs is taken."""
-        read = self.read(torch.stack([present, future], dim=1))
+        # The present and the change: the same functions as of the two frames, but what moved stands out from the start.
+        read = self.read(torch.stack([present, future - present], dim=1))
         return self.body(read).mean(dim=1, keepdim=True)
 
 
@@ -137,7 +138,6 @@ class LinearTransition(nn.Module):
     def __init__(self, config: LinearTransitionConfig, grid: tuple[int, int], width: int) -> None:
         super().__init__()
         self.mix = token_mixing(config.mixing, grid)
-        self.scale = RunningScale(config.latent_width)
         emission = _TokenEmission if isinstance(config.emission, ByToken) else _WholeGridEmission
         self.emit = emission(config, grid, width, self.mix.numbers + width)
         self._start_near_the_present()
@@ -154,7 +154,7 @@ class LinearTransition(nn.Module):
         self, present: Float[Tensor, "B N D"], latent_action: Float[Tensor, "B 1 Z"]
     ) -> tuple[Float[Tensor, "B N M"], Float[Tensor, "B N D"]]:
         """What K is made of, and d."""
-        numbers = self.emit(present, self.scale.restore(latent_action).squeeze(1))
+        numbers = self.emit(present, latent_action.squeeze(1))
         mixing, offset = numbers.split([self.mix.numbers, present.shape[-1]], dim=-1)
         return mixing, offset
 
@@ -166,7 +166,7 @@ class LinearTransition(nn.Module):
         return self.mix.matrix(mixing), offset
 
     def forward(self, present: Float[Tensor, "B N D"], latent_action: Float[Tensor, "B 1 Z"]) -> Float[Tensor, "B N D"]:
-        """The predicted next latent frame; latent actions in standard units, as `LatentActionTokenizer.infer` gives."""
+        """The predicted next latent frame; latent actions as `LatentActionTokenizer.infer` gives them."""
         mixing, offset = self.emitted(present, latent_action)
         return self.mix(mixing, present) + offset
 
@@ -174,9 +174,10 @@ class LinearTransition(nn.Module):
 class LatentActionTokenizer(LatentDynamics):
     """q and f together: RepWAM's latent actions.
 
-    Outside, latent actions are in standard units: zero mean, unit variance over the data, by statistics that follow
-    the training and are saved with the weights. A flow model or a distillation then meets the same scale whatever
-    scale q happened to choose; the losses here do not depend on it.
+    Latent actions are in standard units: zero mean and unit variance over the data, by statistics that follow the
+    training, carry no gradient and are saved with the weights. q may choose any scale; f, and whatever is trained on
+    latent actions later, then meets the same. Without it q's output differs so little between pairs at first that f
+    learns to do without (docs/log.md).
     """
 
     def __init__(
@@ -190,6 +191,7 @@ class LatentActionTokenizer(LatentDynamics):
         super().__init__()
         self.config, self.reconstruction = config, reconstruction
         self.encoder = InverseModel(config, grid, feature_width)
+        self.scale = RunningScale(config.latent_width)
         self.decoder = LinearTransition(config, grid, feature_width)
 
     @property
@@ -204,14 +206,14 @@ class LatentActionTokenizer(LatentDynamics):
 
     def infer(self, present: Float[Tensor, "B N D"], future: Float[Tensor, "B N D"]) -> Posterior:
         """The latent action between two latent frames, without a spread: q is deterministic."""
-        return Posterior.point(self.decoder.scale.standardise(self.encoder(present, future)))
+        return Posterior.point(self.scale.standardise(self.encoder(present, future)))
 
     def losses(self, pairs: FramePairs, generator: torch.Generator | None = None) -> PairLosses:
         """``forward``, and ``reversed``, ``round_trip`` or ``antisymmetric`` where the config asks for it.
 
         In training mode the statistics of the latent actions follow the valid pairs.
         """
-        config, scale = self.config, self.decoder.scale
+        config, scale = self.config, self.scale
         raw = self.encoder(pairs.present, pairs.future)
         if self.training:
             scale.update(raw.detach(), pairs.valid)
@@ -222,7 +224,7 @@ class LatentActionTokenizer(LatentDynamics):
         if config.consistency != "none":
             back = scale.standardise(self.encoder(pairs.future, pairs.present))
             if config.consistency == "antisymmetric":
-                value = antisymmetry(scale.restore(latent) / scale.deviation, scale.restore(back) / scale.deviation)
+                value = antisymmetry(latent, back)
             else:
                 start = future if config.consistency == "reversed" else predicted
                 value = self._error(self.decoder(start, back), present)

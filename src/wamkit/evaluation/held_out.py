@@ -146,7 +146,8 @@ def _clip_by_clip(model: Any, window: Window) -> _Encoded:
     at = tuple(every * frame for frame in range(frames))
     features = latents.float().flatten(3).permute(0, 2, 3, 1)
     # A latent frame counts as recorded where one of its pictures is; to measure motion, all must be.
-    whole = torch.stack([flags.all(dim=1) for flags in window.frame_valid.values()]).all(dim=0)
+    cameras = getattr(model.config, "cameras", None) or tuple(window.frame_valid)
+    whole = torch.stack([window.frame_valid[camera].all(dim=1) for camera in cameras]).all(dim=0)
     return _Encoded(features, pictures[:, list(at)], whole & valid.all(dim=1).cpu(), at, tuple(latents.shape[-2:]))
 
 
