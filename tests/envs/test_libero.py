@@ -10,7 +10,7 @@ import pytest
 
 from wamkit.envs.base import EnvError
 from wamkit.envs.libero_assets import STAND_IN_NOTE, initial_states, task_names
-from wamkit.envs.libero_conventions import NO_OP
+from wamkit.envs.libero_conventions import NO_OP, state_vector
 from wamkit.envs.registry import instruction, make_env, tasks
 from wamkit.envs.rendering import choose_backend
 
@@ -117,6 +117,27 @@ def test_the_fast_step_is_robosuites_to_the_bit(env):
     np.testing.assert_array_equal(histories[0], histories[1])
 
 
+def test_states_are_what_liberos_own_sensors_say(env):
+    sim = env._sim_env
+    off = sim.__dict__.pop("_update_observables"), sim.__dict__.pop("_get_observations")
+    try:
+        env._place(0)
+        env._set_initial_state(3)
+        sim._update_observables(force=True)  # as LIBERO's set_init_state does
+        robosuites = []
+        for action in [np.array(NO_OP)] * 10 + list(random_actions(5)):
+            seen = sim.step(action.astype(np.float32).astype(float))[0]
+            names = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+            robosuites.append(state_vector(*(seen[name] for name in names)))
+    finally:
+        sim._update_observables, sim._get_observations = off
+    ours = [env.reset_trial(3, render=False)["observation.state"]]
+    for action in random_actions(5):
+        env.step_action(action, render=False)
+        ours.append(env.observe(images=False)["observation.state"])
+    np.testing.assert_array_equal(ours, robosuites[9:])
+
+
 def test_the_gripper_opens_at_minus_one_and_closes_at_plus_one(env):
     for command, closes in ((1.0, True), (-1.0, False)):
         before = env.reset_trial(2, render=False)["observation.state"]
@@ -173,6 +194,9 @@ def test_pictures_stand_upright_and_are_mirrored(env):
     wrist = env.render_frame("image2")
     assert wrist.shape == (32, 32, 3)
     assert wrist.std() > 5
+    plain = env.render_frame("image_plain", 96).astype(int)
+    assert 0.5 < np.abs(plain - picture).mean() < 40  # the same scene, lit otherwise
+    np.testing.assert_array_equal(env.render_frame("image", 96), picture)  # neither kind changes the other
 
 
 def test_time_limit_and_bad_input(env):
@@ -187,7 +211,7 @@ def test_time_limit_and_bad_input(env):
     assert env.step_action(np.array(NO_OP), render=False)[2]
     with pytest.raises(EnvError, match="time limit of 280"):
         env.step_action(np.array(NO_OP), render=False)
-    with pytest.raises(EnvError, match="Did you mean 'image' or 'image2'|Did you mean 'image2' or 'image'"):
+    with pytest.raises(EnvError, match="LIBERO has no camera 'imag'. Did you mean 'image'"):
         make_env("libero", TASK, cameras=("imag",))
 
 

@@ -182,11 +182,11 @@ def test_the_expert_carries_a_point_mass_to_its_goal():
 def test_the_expert_begins_again_where_it_lost_the_object():
     expert, *_ = expert_for([["on", "bowl_1", "plate_1"]])
     expert.phase = "carry"
-    action = expert.act(scene([0.0, 0, 0.4], [0.3, 0, 0.03], [0, 0.25, 0.03]))
-    assert expert.phase == "approach"
-    expert.act(scene([0.0, 0, 0.4], [0.3, 0, 0.03], [0, 0.25, 0.03]))
-    assert action[6] == 1  # decided before it was noticed; the next one opens
-    assert expert.act(scene([0.0, 0, 0.4], [0.3, 0, 0.03], [0, 0.25, 0.03]))[6] == -1
+    held = expert.act(scene([0.0, 0, 0.4], [0.0, 0.05, 0.4], [0, 0.25, 0.03]))
+    assert (expert.phase, held[6]) == ("carry", 1)
+    lost = expert.act(scene([0.0, 0, 0.4], [0.3, 0, 0.03], [0, 0.25, 0.03]))
+    assert (expert.phase, lost[6]) == ("approach", -1)
+    assert lost[0] == 1  # back to where it lies
 
 
 def test_goals_beyond_pick_and_place_have_no_expert():

@@ -8,7 +8,7 @@ Conventions, beside those of `wamkit.envs.libero_conventions`:
   fixes this too.
 - The model is built once. Each trial starts from all that LIBERO's reset of a new model sets, so results are those of
   rebuilding it, which takes seconds.
-- Success is LIBERO's own check after each action.
+- Success is LIBERO's own check after each action. Observations are 2 ms older, as LIBERO's are (`libero_control`).
 - Pictures are drawn when they are asked for. LIBERO draws both cameras after each action, and that does not change what
   they show: physics and drawing share no state.
 """
@@ -44,6 +44,10 @@ from wamkit.errors import suggest
 
 CAMERAS: dict[str, str] = {"image": "agentview", "image2": "robot0_eye_in_hand"}
 """LeRobot's name -> LIBERO's: the view from the front, and the wrist's."""
+PLAIN_CAMERAS: dict[str, str] = {f"{name}_plain": view for name, view in CAMERAS.items()}
+"""The same views without shadows, reflections and smoothing, several times quicker on a CPU. They have names of their
+own, so that no policy is trained on the one kind and unknowingly shown the other."""
+_VIEWS = {**CAMERAS, **PLAIN_CAMERAS}
 
 # What a reset or a step writes into the MuJoCo model, where mj_resetData does not reach.
 _MODEL_FIELDS = ("body_pos", "body_quat", "site_rgba", "geom_rgba")
@@ -56,7 +60,7 @@ class LiberoEnvironment(Environment):
     Args:
         task: Such as ``"libero_object_3"``.
         resolution: Side of the square pictures, or (height, width); published data sets have 256.
-        cameras: Names out of ``CAMERAS``; the first is the primary view.
+        cameras: Names out of ``CAMERAS`` or ``PLAIN_CAMERAS``; the first is the primary view.
         max_steps: Time limit in steps; None for the suite's.
         seed: Namespace of the ``train`` trials. Those of ``eval`` are LIBERO's and do not depend on it.
         gripper: What the policy's last number means; ``open_-1_close_1`` is LIBERO's own.
@@ -76,8 +80,8 @@ class LiberoEnvironment(Environment):
         gripper: GripperRange = "open_-1_close_1",
     ) -> None:
         for camera in cameras:
-            if camera not in CAMERAS:
-                raise EnvError(f"LIBERO has no camera {camera!r}.{suggest(camera, CAMERAS)}")
+            if camera not in _VIEWS:
+                raise EnvError(f"LIBERO has no camera {camera!r}.{suggest(camera, _VIEWS)}")
         self._task = find_task(task)
         self._gripper: GripperRange = checked_gripper_range(gripper)
         self._sim_env, self._built = _simulation(self._task.bddl_file)
@@ -108,8 +112,12 @@ class LiberoEnvironment(Environment):
         self._expert: tuple[PickAndPlace, str, str] | None = None
         self._shapes: Shapes | None = None
         self._steps: int | None = None
+        model = self._sim_env.sim.model._model
         # As LIBERO draws: scanned surfaces, not the shapes that collide.
-        self._camera = Camera(self._sim_env.sim.model._model, f"libero:{task}", hidden_groups=(0,), plain=False)
+        self._cameras = {
+            plain: Camera(model, f"libero:{task}:{'plain' if plain else 'full'}", hidden_groups=(0,), plain=plain)
+            for plain in (False, True)
+        }
 
     @property
     def description(self) -> EnvSpec:
@@ -196,10 +204,10 @@ class LiberoEnvironment(Environment):
         if images:
             for camera in self._spec.cameras:
                 observation[f"observation.images.{camera}"] = self.render_frame(camera)
-        sim, robot = self._sim_env.sim, self._sim_env.robots[0]
-        w, x, y, z = sim.data.get_body_xquat(robot.robot_model.eef_name)
-        fingers = sim.data.qpos[robot._ref_gripper_joint_pos_indexes]
-        position = sim.data.site_xpos[robot.eef_site_id]
+        seen, robot = self._advance.seen, self._sim_env.robots[0]
+        w, x, y, z = seen.body(robot.robot_model.eef_name).xquat
+        fingers = seen.qpos[robot._ref_gripper_joint_pos_indexes]
+        position = seen.site_xpos[robot.eef_site_id]
         observation["observation.state"] = state_vector(position, np.array([x, y, z, w]), np.asarray(fingers))
         observation["task"] = self._spec.instruction
         return observation
@@ -242,20 +250,22 @@ class LiberoEnvironment(Environment):
         return {"object_positions": np.asarray(positions, np.float32).reshape(-1, 3)}
 
     def render_frame(self, camera: str | None = None, resolution: int | tuple[int, int] | None = None) -> np.ndarray:
-        """See the base class; any camera out of ``CAMERAS``. Left and right are exchanged, as in LIBERO's data sets."""
+        """See the base class. Left and right are exchanged, as in LIBERO's data sets."""
         if camera is None:
             camera = next(iter(self._spec.cameras), "image")
-        if camera not in CAMERAS:
-            raise EnvError(f"LIBERO has no camera {camera!r}.{suggest(camera, CAMERAS)}")
+        if camera not in _VIEWS:
+            raise EnvError(f"LIBERO has no camera {camera!r}.{suggest(camera, _VIEWS)}")
         if resolution is None:
             resolution = self._spec.cameras.get(camera, (128, 128))
         size = (resolution, resolution) if isinstance(resolution, int) else resolution
-        upright = self._camera.draw(self._sim_env.sim.data._data, CAMERAS[camera], size)
+        drawing = self._cameras[camera in PLAIN_CAMERAS]
+        upright = drawing.draw(self._advance.seen, _VIEWS[camera], size)
         return turned(upright[::-1])  # back to MuJoCo's order of rows, then as everybody turns it
 
     def close(self) -> None:
-        """Free the renderer."""
-        self._camera.close()
+        """Free the renderers."""
+        for camera in self._cameras.values():
+            camera.close()
 
 
 def _simulation(bddl_file: Any) -> tuple[Any, dict[str, np.ndarray]]:

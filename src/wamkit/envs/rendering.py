@@ -120,6 +120,7 @@ class _Context:
             )
         self._buffer = size
         # These are read when the context is made, not when it draws.
+        samples = model.vis.quality.offsamples
         if plain:
             model.vis.quality.offsamples = 0
         model.vis.global_.offheight, model.vis.global_.offwidth = size
@@ -131,6 +132,7 @@ class _Context:
             raise RenderingError(
                 f"OpenGL makes no context (MUJOCO_GL={backend}: {error}): unset MUJOCO_GL, and {_INSTALL}."
             ) from error
+        model.vis.quality.offsamples = samples
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._assets)
         self.users = 0
         # Registered after MuJoCo's own hook, which takes EGL down at the interpreter's end, and so run before it.
