@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
 from fake_world import FakeFactory, FakeWorld
 
 from wamkit.evaluation.arms import NoOpArm
