@@ -44,21 +44,28 @@ class Remembering(WorldActionModel):
         self.recall(None)
 
     def executed(self, actions: torch.Tensor) -> None:
-        self._total = self._total + actions.sum(dim=1)
+        self._tell(actions.sum(dim=1))
+
+    def _tell(self, added: torch.Tensor) -> None:
+        assert self._rows is not None, "nothing is under way"
+        self._rows = tuple((total + own, looks) for (total, looks), own in zip(self._rows, added, strict=True))
 
     def act(self, observation: Observation, *, noise: Any = None, generator: Any = None) -> ActionChunk:
-        if observation.task[0] == "explode":
+        if "explode" in observation.task:
             raise ZeroDivisionError("in the middle of a batch")
-        self._looks = self._looks + 1
-        rows = self._total[:, None] + self._looks + torch.arange(CHUNK)[:, None]
+        known = (None,) * observation.batch_size if self._rows is None else self._rows
+        pairs = zip(known, range(observation.batch_size), strict=True)
+        self._rows = tuple((torch.zeros(2), 1) if row is None else (row[0], row[1] + 1) for row, _ in pairs)
+        chunk = torch.arange(CHUNK)[:, None]
+        rows = torch.stack([total + looks + chunk for total, looks in self._rows])
         times = torch.arange(CHUNK)[None] / observation.rate_hz[:, None]
-        return ActionChunk(actions=rows.float(), times=times, valid=torch.ones(1, CHUNK, dtype=torch.bool))
+        return ActionChunk(actions=rows.float(), times=times, valid=torch.ones(len(rows), CHUNK, dtype=torch.bool))
 
     def remember(self) -> Any:
-        return ((self._total, self._looks),)  # one entry for each row; this model has one row
+        return self._rows
 
     def recall(self, memory: Any) -> None:
-        self._total, self._looks = (torch.zeros(1, 2), 0) if memory is None else memory[0]
+        self._rows = memory
 
 
 class Watching(Remembering):
@@ -69,7 +76,7 @@ class Watching(Remembering):
     def observed(self, images: Any) -> None:
         brightness = images["front"].float().mean(dim=(2, 3, 4))
         places = torch.arange(1, brightness.shape[1] + 1)
-        self._total = self._total + (brightness * places).sum(dim=1)[:, None]
+        self._tell((brightness * places).sum(dim=1)[:, None].expand(-1, 2))
 
 
 def remembering_policy(model: type[Remembering] = Remembering) -> Policy:

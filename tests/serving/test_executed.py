@@ -164,28 +164,47 @@ def test_openpis_client_tells_nothing_and_is_served(shared):
 )
 def test_what_is_told_wrongly_gets_words(shared, words, said):
     with Talk(shared) as talk:
-        answer = talk.ask({"observation/images/front": np.zeros((8, 8, 3), np.uint8), "prompt": "go"} | words)
+        plain = {"observation/images/front": np.zeros((8, 8, 3), np.uint8), "prompt": "go"}
+        talk.ask(plain)
+        answer = talk.ask(plain | words)
         assert isinstance(answer, str)
         assert said in answer
         assert talk.closed() == 1011
 
 
-def test_a_batch_that_failed_is_run_again_from_the_same_past():
+def test_sessions_of_a_model_that_remembers_share_a_batch():
+    """And each goes on from its own past; a batch that failed is run again from the pasts that it came with."""
     served = ServedPolicy(remembering_policy())
-    memories = [SessionMemory(), SessionMemory()]
-    rows = np.ones((2, 2), np.float32)
+    memories = [SessionMemory(), SessionMemory(), SessionMemory()]
+    rows = np.arange(4, dtype=np.float32).reshape(2, 2)
 
-    def item(number: int, task: str) -> Item:
-        return Item(observation=seen(task), seed=0, memory=memories[number], executed=rows)
+    def item(number: int, executed: np.ndarray | None, task: str = "go") -> Item:
+        return Item(observation=seen(task), seed=0, memory=memories[number], executed=executed)
 
+    np.testing.assert_allclose(served.act([item(0, None)])[0], expected(rows[:0], looks=1), rtol=1e-5)
+    before = memories[0].held
     with pytest.raises(ZeroDivisionError):
-        served.act([item(0, "go"), item(1, "explode")])
-    assert [memory.held for memory in memories] == [None, None]
-    (actions,) = served.act([item(0, "go")])
-    np.testing.assert_allclose(actions, expected(rows, looks=1), rtol=1e-5)
-    again = served.act([item(0, "go"), item(1, "go")])
-    np.testing.assert_allclose(again[0], expected(np.concatenate([rows, rows]), looks=2), rtol=1e-5)
-    np.testing.assert_allclose(again[1], expected(rows, looks=1), rtol=1e-5)
+        served.act([item(0, rows), item(1, None, "explode")])
+    assert memories[0].held is before
+    assert memories[1].held is None
+    first, second = served.act([item(0, rows), item(1, None)])
+    np.testing.assert_allclose(first, expected(rows, looks=2), rtol=1e-5)
+    np.testing.assert_allclose(second, expected(rows[:0], looks=1), rtol=1e-5)
+    passes = []
+    hook = served._policy.model.act
+    served._policy.model.act = lambda *a, **k: passes.append(1) or hook(*a, **k)  # type: ignore[method-assign]
+    all_three = served.act([item(2, None), item(1, 2 * rows), item(0, None)])
+    assert len(passes) == 1
+    for actions, told, looks in zip(all_three, (rows[:0], 2 * rows, rows), (1, 2, 3), strict=True):
+        np.testing.assert_allclose(actions, expected(told, looks), rtol=1e-5)
+
+
+def test_nothing_was_executed_before_an_episodes_first_observation(shared):
+    plain = {"observation/images/front": np.zeros((8, 8, 3), np.uint8), "prompt": "go"}
+    with Talk(shared) as talk:
+        answer = talk.ask(plain | {"executed": np.zeros((2, 2), np.float32)})
+        assert "this episode's first is still to come" in answer
+        assert talk.closed() == 1011
 
 
 def test_a_policy_without_a_memory_is_told_nothing():
@@ -201,4 +220,5 @@ def test_a_policy_without_a_memory_is_told_nothing():
         source.executed(np.ones((CHUNK, WIDTH)))
         source(observation(1.0))
         assert told == [None, None]
-        assert talk.ask(observation(2.0) | {"executed": np.ones((2, WIDTH), np.float32)})["actions"][0, 0] == 2.0
+        talk.ask(observation(2.0))
+        assert talk.ask(observation(3.0) | {"executed": np.ones((2, WIDTH), np.float32)})["actions"][0, 0] == 3.0

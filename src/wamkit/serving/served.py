@@ -101,7 +101,7 @@ class SessionMemory:
     """What is kept of one episode of one session."""
 
     held: Any = None
-    """By the model; see `wamkit.models.base.WorldActionModel.remember`."""
+    """By the model: its row of `wamkit.models.base.WorldActionModel.remember`; None where an episode begins."""
     watched: WatchedEpisode | None = None
     """What the live page shows of it."""
 
@@ -231,32 +231,35 @@ class ServedPolicy:
         from wamkit.serving.live import LiveImagination
 
         PolicyImagination(self._policy)  # refuses a model that imagines nothing
+        self._policy.reset()
         view = view_of(self._policy, self._policy.imagine(self._blank(), embodiment=self._body.embodiment))
         self.live = LiveImagination(view, calibration, show=self._policy.picture, sinks=sinks)
         return self.live
 
     def act(self, items: Sequence[Item]) -> list[np.ndarray]:
-        """See `Served`; a model that remembers acts for one session after the other, each with its own past."""
-        if self._remembers:
-            actions = []
-            memories, imagined = [], []
-            for item in items:
-                self._policy.recall(item.memory.held if item.memory is not None else None)
-                if item.executed is not None:
-                    self._policy.executed(item.executed, embodiment=self._body.embodiment)
-                if item.observed:
-                    self._policy.observed(item.observed)
-                own, futures = self._together([item])
-                actions, imagined = actions + own, imagined + futures
-                memories.append(self._policy.remember())
+        """See `Served`; each session of a model that remembers goes on from its own past, whoever shares its batch."""
+        pasts = [self._past(item) for item in items] if self._remembers else None
+        actions, imagined = self._together(items, pasts)
+        if pasts is not None:
             # Only now: had one failed, all would be asked again, from the past that they came with.
-            for item, held in zip(items, memories, strict=True):
+            for item, held in zip(items, pasts, strict=True):
                 if item.memory is not None:
                     item.memory.held = held
-        else:
-            actions, imagined = self._together(items)
         self._look(items, imagined)
         return actions
+
+    def _past(self, item: Item) -> Any:
+        """What the model remembers of a session's episode, up to now; None where the episode begins."""
+        held = None if item.memory is None else item.memory.held
+        if held is None or (item.executed is None and not item.observed):
+            return held
+        self._policy.recall((held,))
+        if item.executed is not None:
+            self._policy.executed(item.executed, embodiment=self._body.embodiment)
+        if item.observed:
+            self._policy.observed(item.observed)
+        (held,) = self._policy.remember()
+        return held
 
     def _look(self, items: Sequence[Item], imagined: Sequence[Imagined | None]) -> None:
         """Show the live page what was imagined; whatever goes wrong in it, the robot gets its actions."""
@@ -270,8 +273,13 @@ class ServedPolicy:
             except Exception as error:
                 log("monitor_failed", level=logging.ERROR, exception=error, episode=watched.number)
 
-    def _together(self, items: Sequence[Item]) -> tuple[list[np.ndarray], list[Imagined | None]]:
-        """One batch, and what was imagined where the live page shows it; plans to go on from make a batch apart."""
+    def _together(
+        self, items: Sequence[Item], pasts: list[Any] | None
+    ) -> tuple[list[np.ndarray], list[Imagined | None]]:
+        """One batch, and what was imagined where the live page shows it; plans to go on from make a batch apart.
+
+        ``pasts``, of a model that remembers, move on to the present.
+        """
         actions: dict[int, np.ndarray] = {}
         imagined: list[Imagined | None] = [None] * len(items)
         for goes_on in (False, True):
@@ -283,6 +291,8 @@ class ServedPolicy:
                 "embodiment": self._body.embodiment,
                 "seeds": [items[index].seed for index in chosen],
             }
+            if pasts is not None:
+                self._policy.recall(tuple(pasts[index] for index in chosen))
             if goes_on:
                 plans, delays = [items[i].previous for i in chosen], [items[i].delay for i in chosen]
                 chunk = self._policy.inpaint(observations, plans, delays, **options)
@@ -290,6 +300,9 @@ class ServedPolicy:
                 chunk = self._policy.act(observations, **options)
             for index, row, valid in zip(chosen, chunk.actions, chunk.valid, strict=True):
                 actions[index] = row[valid].numpy()
+            if pasts is not None:
+                for index, held in zip(chosen, self._policy.remember(), strict=True):
+                    pasts[index] = held
             if any(items[index].memory is not None and items[index].memory.watched for index in chosen):
                 for index, future in zip(chosen, self._imagined(observations, chunk), strict=True):
                     imagined[index] = future

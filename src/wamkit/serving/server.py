@@ -310,12 +310,17 @@ class PolicyServer:
             request = await self._beside(self._format.read, content)
         else:
             request = self._format.read(content)
+        if session.began is None and (request.executed is not None or request.observed):
+            raise WireError(
+                "'executed' and 'observed' follow on an observation, and this episode's first is still to come."
+            )
         if request.reset:
             session.begin_episode(self._served.remember())
         if not session.checked or request.robot is not None:
             await self._check(request)
             session.checked = True
         assert self._batcher is not None
+        elapsed = session.seconds(started)
         seed = session.seed(self.config.seed) if request.seed is None else request.seed
         item = Item(
             observation=request.observation,
@@ -325,7 +330,7 @@ class PolicyServer:
             delay=request.delay,
             executed=request.executed,
             observed=request.observed,
-            at=session.seconds(started) if request.timestamp is None else request.timestamp,
+            at=elapsed if request.timestamp is None else request.timestamp,
         )
         answer = await asyncio.wrap_future(self._batcher.submit(item))
         return self._packed(session, request, answer, started)
