@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from wamkit.envs.registry import expand_tasks
+from wamkit.envs.registry import expand_tasks, instruction
 from wamkit.evaluation.arms import ExpertArm
 from wamkit.evaluation.provenance import collect
 from wamkit.evaluation.results import build_eval
@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         resume=(arguments.output_dir / "episodes.jsonl").exists(),
         progress=told,
     )
-    result = build_eval(episodes, collect(), benchmark="libero_expert", toy=arguments.toy)
+    instructions = {task: instruction("libero", task) for task in tasks}
+    extra = {"benchmark": "libero_expert", "instructions": instructions, "toy": arguments.toy}
+    result = build_eval(episodes, collect(), **extra)
     for task, rate in result["arms"]["expert"]["tasks"].items():
         low, high = rate["ci95"]
         steps = [episode["steps"] for episode in episodes if episode["task"] == task and episode["success"]]
