@@ -66,7 +66,7 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument("--training_frames", type=int, default=2, help="latent frames after the first of a clip")
     flags.add_argument("--steps", type=int, default=600, help="of each tokenizer")
     flags.add_argument("--encoder_steps", type=int, default=400, help="of the representation encoder")
-    flags.add_argument("--batch_size", type=int, default=8, help="clips; one costs the VAE ten times as much")
+    flags.add_argument("--batch_size", type=int, default=8, help="clips; on a CPU one costs the VAE five times as much")
     flags.add_argument("--learning_rate", type=float, default=1e-3)
     flags.add_argument("--perceptual_network", default=None, help="file of torchvision's VGG16; none: that term is off")
     flags.add_argument("--held_out", type=int, default=10, help="episodes to measure on, evenly spread")
