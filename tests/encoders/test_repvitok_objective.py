@@ -111,6 +111,19 @@ def test_the_critic_sees_the_pictures_that_were_made():
     torch.testing.assert_close(losses["generator"], -0.1 * scores[1].flatten(1).mean(dim=1))
 
 
+def test_autocast_leaves_latents_and_losses_in_full_precision():
+    tokenizer = made()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = tokenizer.pretrain_losses(clips(), seeded(), targets())
+        latents = tokenizer.encode(clips())
+    assert latents.dtype == torch.float32
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in losses.values())
+    plain = tokenizer.pretrain_losses(clips(), seeded(), targets())
+    for name, value in losses.items():
+        torch.testing.assert_close(value, plain[name], rtol=0.05, atol=0.05)
+    sum(value.mean() for value in losses.values()).backward()
+
+
 def test_fewer_pictures_may_be_judged():
     tokenizer = made(judged_pictures=1)
     first, again, other = (tokenizer.pretrain_losses(clips(), seeded(seed), targets()) for seed in (0, 0, 1))
