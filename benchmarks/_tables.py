@@ -176,7 +176,24 @@ def latency(result: dict[str, Any]) -> list[str]:
                     f"{row['denoise_steps']} x {counts['runtime_per_step']:.0f}",
                 )
             )
-    return ["| " + " | ".join(row) + " |" for row in rows]
+    return ["| " + " | ".join(row) + " |" for row in rows] + latency_peers(result.get("peers", {}))
+
+
+def latency_peers(peers: dict[str, Any]) -> list[str]:
+    """A row for each peer and each of our paths that it was set beside."""
+    if not peers:
+        return []
+    lines = ["", "| peer | p50 | ours | p50 | ours is faster by | null | same results within |", "|" + "---|" * 7]
+    for name, entry in peers.items():
+        parity = entry["parity"]
+        within = "" if parity is None else f"{parity['largest_difference']:.1e}"
+        for which, cell in entry["against"].items():
+            faster = ratio({"ratio": cell["ratio"], "ratio_ci95": cell["ci95"]})
+            null = ratio({"ratio": cell["null"]["ratio"], "ratio_ci95": cell["null"]["ci95"]})
+            ours = f"{entry['beside']}, {which}"
+            times = [f"{cell[side]['p50_ms']:.2f}" for side in ("peer", "ours")]
+            lines.append(f"| `{name}` | {times[0]} | {ours} | {times[1]} | {faster} | {null} | {within} |")
+    return lines
 
 
 def number(entry: dict[str, Any] | None, digits: int = 1) -> str:

@@ -223,11 +223,12 @@ def test_toy_changes_only_what_was_not_asked_for(tmp_path):
 
 @pytest.mark.slow
 def test_latency_runs(capsys):
-    benchmark("latency").main(["--toy", "--json", "--models", "lawam", "--device", "cpu"])
+    benchmark("latency").main(["--toy", "--json", "--models", "lawam", "--device", "cpu", "--peers", "vla_jepa"])
     result = last_line(capsys)
     row = result["rows"]["lawam"]
     assert set(row["boundaries"]) == {"model", "policy"}
-    assert result["not_measured"] == {}
+    assert "download" in result["not_measured"].pop("vla_jepa")
+    assert result["not_measured"] == result["peers"] == {}
     for cell in row["boundaries"].values():
         assert cell["plain"]["n"] == cell["runtime"]["n"] == 4
         assert cell["null"]["ci95"][0] <= cell["null"]["ratio"] <= cell["null"]["ci95"][1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,30 @@ def test_warm_up_gives_up_and_says_so(clock):
     assert result["calls"] == QUICK.most_warm_up
 
 
+def test_warm_up_keeps_to_its_time(clock):
+    clock(itertools.repeat(1.0))
+    bounded = replace(QUICK, agree=-1.0, warm_up_s=10.0)
+    result = warm_up(lambda index: None, bounded)
+    assert (result["calls"], result["settled"]) == (10, False)
+    clock(itertools.repeat(99.0))
+    assert warm_up(lambda index: None, bounded)["calls"] == 1
+
+
+def test_timed_calls_are_cut_to_their_time_before_the_first(clock):
+    bounded = replace(QUICK, measure_s=36.0)
+    assert latency.calls_of(bounded, 0.1) == QUICK.calls
+    assert latency.calls_of(bounded, 100.0) == 1
+    clock(itertools.chain([1.0, 2.0], itertools.repeat(1.0)))
+    result = compare(lambda index: None, lambda index: None, bounded)
+    # 1 s and 2 s a call: 12 of each in 36 s, but calls of over half a second are 8 by the protocol.
+    assert result["first"]["n"] == result["second"]["n"] == 8
+    assert not result["cut"]
+    clock(itertools.chain([1.0, 2.0], itertools.repeat(1.0)))
+    result = compare(lambda index: None, lambda index: None, replace(QUICK, measure_s=12.0))
+    assert result["first"]["n"] == result["second"]["n"] == 4
+    assert result["cut"]
+
+
 def test_the_defaults_are_those_of_published_results():
     protocol = Protocol()
     assert (protocol.ring, protocol.window, protocol.agree, protocol.least_warm_up) == (16, 20, 0.02, 50)
@@ -86,9 +111,9 @@ def test_blocks_come_as_a_b_b_a_and_a_is_compared_with_itself(clock):
     order = []
     clock(itertools.repeat(1.0))
     result = compare(lambda index: order.append("A"), lambda index: order.append("B"), QUICK)
-    blocks = [name for name, _ in itertools.groupby(order[1:])]  # the first call only asks how long one takes
+    blocks = [name for name, _ in itertools.groupby(order[2:])]  # the first call of each only asks how long one takes
     assert blocks == ["A", "B", "A"]
-    assert order[1:].count("A") == order.count("B") == result["first"]["n"] == result["second"]["n"]
+    assert order[2:].count("A") == order[2:].count("B") == result["first"]["n"] == result["second"]["n"]
     assert result["blocks"] == "ABBA"
     assert result["ratio"] == result["null"]["ratio"] == 1.0
 
@@ -114,8 +139,6 @@ def test_measuring_leaves_the_garbage_collector_as_it_was():
 
 @pytest.fixture(scope="module")
 def policy():
-    from dataclasses import replace
-
     from wamkit.evaluation.latency_policy import untrained_policy
     from wamkit.inference.runtime import Runtime
     from wamkit.models.lawam import preset
@@ -139,6 +162,16 @@ def test_an_untrained_policy_acts_at_both_boundaries(policy):
     said = description(policy)
     assert said["denoise_steps"] == 2
     assert said["parameters"] == sum(p.numel() for p in policy.model.parameters())
+
+
+def test_an_untrained_policy_reads_no_published_file():
+    from wamkit.evaluation.latency_policy import observation_ring, untrained_policy
+    from wamkit.models.light_wam import preset
+
+    tiny = preset("tiny")
+    config = replace(tiny, text=replace(tiny.text, weights="no/such/weights", prompt="Do this: {task}"))
+    policy = untrained_policy("light_wam", config)
+    assert policy.act(observation_ring(policy, 1)[0]).actions.isfinite().all()
 
 
 def test_latency_by_part_for_a_report(policy, tmp_path):

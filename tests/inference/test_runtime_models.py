@@ -16,7 +16,7 @@ from wamkit.inference.runtime import Runtime, RuntimeSettings
 from wamkit.inference.runtime_record import LINEAR
 from wamkit.models.registry import build, model_class, model_names
 
-OPERATIONS_PER_STEP = {"lawam": 90, "light_wam": 0, "fast_wam": 150}
+OPERATIONS_PER_STEP = {"lawam": 90, "light_wam": 0, "fast_wam": 141}
 """Most operations in a denoise step of ``tiny``, joined layers counted once. Lower a number when a change lowers the
 count; raising one makes every chunk slower on a GPU, where each operation costs a launch."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,11 @@ class Protocol:
     calls: int = 1000
     slow_calls: int = 200
     """Instead of ``calls`` where one takes more than half a second."""
+    warm_up_s: float | None = None
+    """Seconds after which a warm-up goes on no longer, settled or not; None: no bound."""
+    measure_s: float | None = None
+    """Seconds that the timed calls of one comparison, or of one part, may take. The number of calls is cut to it before
+    the first one is timed; None: no bound."""
     resamples: int = 2000
     """Of the bootstrap."""
 
@@ -71,13 +76,14 @@ def warm_up(call: Call, protocol: Protocol) -> dict[str, Any]:
     """Call until three windows agree; what that took.
 
     Returns:
-        ``calls``, ``settled`` (whether they agreed before the limit), ``first_ms`` (the very first call) and
-        ``medians_ms`` of the last three windows.
+        ``calls``, ``settled`` (whether they agreed before the limit of calls and of time), ``first_ms`` (the very first
+        call) and ``medians_ms`` of the last three windows.
     """
     seconds: list[float] = []
     medians: list[float] = []
     settled = False
-    while len(seconds) < protocol.most_warm_up and not settled:
+    limit = float("inf") if protocol.warm_up_s is None else protocol.warm_up_s
+    while len(seconds) < protocol.most_warm_up and not settled and (sum(seconds) < limit or not seconds):
         seconds.append(timed(call, len(seconds) % protocol.ring))
         if len(seconds) % protocol.window == 0:
             medians.append(float(np.median(seconds[-protocol.window :])))
@@ -93,8 +99,11 @@ def warm_up(call: Call, protocol: Protocol) -> dict[str, Any]:
 
 
 def calls_of(protocol: Protocol, seconds: float) -> int:
-    """How many calls to time of something that takes about so long."""
-    return protocol.slow_calls if seconds > 0.5 else protocol.calls
+    """How many calls to time of something that takes about so long: the protocol's, or as many as its time allows."""
+    wanted = protocol.slow_calls if seconds > 0.5 else protocol.calls
+    if protocol.measure_s is None:
+        return wanted
+    return max(1, min(wanted, int(protocol.measure_s / max(seconds, 1e-9))))
 
 
 def measure(call: Call, count: int, protocol: Protocol) -> np.ndarray:
@@ -161,12 +170,18 @@ def compare(first: Call, second: Call, protocol: Protocol, *, repeats: int = 1) 
         repeats: How often A B B A is done.
 
     Returns:
-        ``first`` and ``second`` (see `summarise`), ``ratio`` of their medians (A over B) with its interval, and
-        ``null``: the same ratio of A's first blocks against A's second ones, which must hold 1 for the ratio to mean
-        anything.
+        ``first`` and ``second`` (see `summarise`), ``ratio`` of their medians (A over B) with its interval, ``null``:
+        the same ratio of A's first blocks against A's second ones, which must hold 1 for the ratio to mean anything,
+        and ``cut``: whether the protocol's time bound allowed fewer calls than it asks for.
     """
     seconds: dict[str, list[np.ndarray]] = {"first": [], "second": []}
-    share = max(1, calls_of(protocol, timed(first, 0)) // (2 * repeats))
+    both = timed(first, 0), timed(second, 0)
+    # Of both together as many calls as fit; what one call takes decides between many and few as ever.
+    asked = min(calls_of(replace(protocol, measure_s=None), one) for one in both)
+    count = asked
+    if protocol.measure_s is not None:
+        count = min(asked, int(protocol.measure_s / max(sum(both), 1e-9)))
+    share = max(1, count // (2 * repeats))
     for _ in range(repeats):
         for name, call in (("first", first), ("second", second), ("second", second), ("first", first)):
             seconds[name].append(measure(call, share, protocol))
@@ -177,6 +192,7 @@ def compare(first: Call, second: Call, protocol: Protocol, *, repeats: int = 1) 
         **ratio(whole["first"], whole["second"], protocol.resamples),
         "null": ratio(np.concatenate(blocks[::2]), np.concatenate(blocks[1::2]), protocol.resamples),
         "blocks": "ABBA" * repeats,
+        "cut": count < asked,
     }
 
 

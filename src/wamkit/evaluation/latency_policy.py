@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from wamkit.data.contract_terms import BodyContract, CameraContract, Contract, VectorContract
 from wamkit.data.embodiments import embodiment_name
 from wamkit.data.normalize import ACTION, STATE, Normalizer
+from wamkit.encoders.umt5 import UMT5Text
 from wamkit.evaluation.latency import Call, Protocol, by_part, calls_of, conditions, measure, summarise, timed, warm_up
 from wamkit.inference.policy import IMAGE_PREFIX, STATE_KEY, Policy
 from wamkit.models import registry
@@ -22,10 +24,22 @@ INSTRUCTION = "open the drawer"
 def untrained_policy(name: str, preset: Any, *, device: str = "cpu", precision: str = "auto", seed: int = 0) -> Policy:
     """A model with random weights and unit statistics behind the door of a policy; ``preset`` may be a config.
 
-    Latency of a fixed-shape model does not depend on its weights' values; what it does never means anything.
+    Latency of a fixed-shape model does not depend on its weights' values; what it does never means anything. No file
+    of published weights is read: words are bytes in LaWAM, and the features of `INSTRUCTION` are random where a
+    published text encoder would make them.
     """
     torch.manual_seed(seed)
-    model = registry.build(name, preset).eval()
+    config = registry.model_class(name).preset(preset) if isinstance(preset, str) else preset
+    vlm = getattr(config, "vlm", None)
+    if getattr(vlm, "weights", None) is not None:
+        config = replace(config, vlm=replace(vlm, weights=None))
+    # Made where it is to be: billions of random numbers take minutes on a CPU.
+    with torch.device(device):
+        model = registry.build(name, config).eval()
+    text = getattr(model, "text", None)
+    if isinstance(text, UMT5Text) and text.settings.weights is not None:
+        features = torch.randn(text.settings.max_tokens, text.settings.width)
+        text._known[text.settings.prompt.format(task=INSTRUCTION)] = features
     return Policy(model.to(device), *unit_terms(model), stage="untrained", precision=precision)
 
 
