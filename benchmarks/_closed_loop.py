@@ -32,6 +32,8 @@ from wamkit.training.checkpoint import WEIGHTS, load_weights
 from wamkit.training.config import DatasetConfig, StageConfig, TrainConfig
 from wamkit.training.loop import train
 
+NATIVE_HZ = 80.0
+"""MetaWorld's control rate; a policy of several rates acts at it."""
 UNSEEN = 1_000_000
 """Namespace of the initial states of demonstrations that no arm learns from."""
 
@@ -45,6 +47,8 @@ class Family:
     """All of its stages but the last are shared."""
     parts: tuple[str, ...]
     """How the names of the shared weights begin."""
+    dataset: Callable[[argparse.Namespace, Path], DatasetConfig] | None = None
+    """From the options and the recording's folder, where it is not `dataset`."""
 
 
 LATENT = Family("shared", lawam_metaworld, ("vision_encoder.", "lam."))
@@ -218,7 +222,7 @@ def dataset(options: argparse.Namespace, recordings: Path, **fields: Any) -> Dat
 def train_stages(options: argparse.Namespace, seed: int, family: Family, recordings: Path) -> Path:
     """The shared first stages of a family and a seed."""
     output_dir, recipe = options.output_dir / family.folder / f"seed{seed}", family.recipe()
-    data = dataset(options, recordings)
+    data = (family.dataset or dataset)(options, recordings)
     config = _config(options, seed, output_dir, recipe, recipe.stages[:-1], dataset=data)
     with progress_bar(f"{family.folder}, seed {seed}") as progress:
         return train(config, progress=progress)

@@ -240,3 +240,53 @@ def test_latency_runs(capsys):
     assert row["duty"] == pytest.approx(p50_s / (row["executed"] / row["rate_hz"]))
     tables = benchmark("_tables")
     assert len(tables.latency(result)) == 4
+
+
+def test_repwams_arms_differ_in_one_thing_each():
+    repwam = benchmark("repwam")
+    from wamkit.configuration import to_dict
+    from wamkit.models.repwam import preset
+
+    models = repwam.configs(preset("tiny"))
+    changed = {
+        name: {key for key, value in to_dict(config).items() if value != to_dict(models["repwam"])[key]}
+        for name, config in models.items()
+    }
+    assert changed == {
+        "repwam": set(),
+        "reconstruction_tokenizer": {"tokenizer", "representation"},
+        "scrambled_tokenizer": {"tokenizer"},
+        "no_latent_actions": {"latent_actions"},
+        "joint_latent_actions": {"latent_actions"},
+        "mixture": set(),
+        "half_alone": set(),
+    }
+    assert {name for arms in repwam.EXPERIMENTS.values() for name in arms} == models.keys()
+    steps = {name: {s.name: s.steps for s in repwam.recipe(config).stages} for name, config in models.items()}
+    for name, own in steps.items():
+        assert own.items() <= steps["repwam"].items(), name
+
+
+def test_a_copy_without_actions_is_still_a_recording(tmp_path):
+    from wamkit.data.lerobot import LeRobotSource
+    from wamkit.data.synthetic import make_synthetic_dataset
+
+    make_synthetic_dataset(tmp_path / "whole", episodes=2, length=6, fps=10)
+    benchmark("repwam").without_actions(tmp_path / "whole", tmp_path / "bare")
+    bare, whole = LeRobotSource(tmp_path / "bare"), LeRobotSource(tmp_path / "whole")
+    assert whole.action_names is not None
+    assert bare.action_names is None
+    assert [e.length for e in bare.episodes] == [e.length for e in whole.episodes]
+
+
+@pytest.mark.slow
+@pytest.mark.sim
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("rendering")
+def test_repwams_experiments_run(tmp_path, capsys):
+    flags = ["--toy", "--json", "--output_dir", str(tmp_path)]
+    benchmark("repwam").main([*flags, "--experiment", "action_free", "--arms", "mixture"])
+    result = last_line(capsys)
+    assert list(result["arms"]) == ["mixture"]
+    measured = result["measured"]["0"]["mixture"]
+    assert set(measured["squared_error"]) == {"true", "swapped", "none", "copy_present"}
