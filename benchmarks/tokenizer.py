@@ -11,6 +11,7 @@ them (R2, and the share of steps read within 0.03 of the action's range of two; 
     wan_vae                   a causal video VAE of Wan's class
     representation            the representation encoder itself, picture by picture
     random_weights            RepViTok untrained
+    dinov3, wan21_vae, wan22_vae   with published weights, from the hub's cache or from --weights; not by default
     NAME=CHECKPOINT[:PART]    of a trained model of any kind; PART is its attribute (tokenizer, vae, vision_encoder)
 
     wam bench tokenizer --root RECORDING [--tokenizers repvitok wan_vae mine=outputs/run] [--steps N] [--json]
@@ -40,7 +41,7 @@ from wamkit.errors import WamkitError, suggest
 from wamkit.evaluation.provenance import checkpoint_record, collect
 from wamkit.evaluation.results import write_json
 from wamkit.evaluation.tokenizer_report import FrechetNetworks, HeldOutClips, table, tokenizer_report
-from wamkit.evaluation.tokenizer_source import load_part
+from wamkit.evaluation.tokenizer_source import PUBLISHED, load_part, load_published
 from wamkit.models import registry
 from wamkit.models.repwam.config import RepWAMConfig
 from wamkit.models.repwam.model import RepWAM
@@ -58,6 +59,7 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--root", type=Path, default=None, help="LeRobot data set; --toy makes one")
     flags.add_argument("--tokenizers", nargs="+", default=list(NAMES), metavar="NAME[=CHECKPOINT[:PART]]")
+    flags.add_argument("--weights", nargs="+", default=[], metavar="NAME=FOLDER", help="of published ones")
     flags.add_argument("--preset", default="tiny", choices=("tiny", "small"))
     flags.add_argument("--camera", default=None, help="default the preset's, or the recording's only one")
     flags.add_argument("--resolution", type=int, default=None, help="side in pixels; default the preset's")
@@ -82,8 +84,12 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
         flags.set_defaults(steps=2, encoder_steps=2, batch_size=2, held_out=3, windows=24, seeds=[0], resolution=32)
     options = flags.parse_args(arguments)
     for given in options.tokenizers:
-        if "=" not in given and given not in NAMES:
-            flags.error(f"no tokenizer {given!r}.{suggest(given, NAMES)}")
+        if "=" not in given and given not in (*NAMES, *PUBLISHED):
+            flags.error(f"no tokenizer {given!r}.{suggest(given, (*NAMES, *PUBLISHED))}")
+    options.weights = dict(given.partition("=")[::2] for given in options.weights)
+    for name in options.weights:
+        if name not in PUBLISHED:
+            flags.error(f"--weights names {name!r}.{suggest(name, PUBLISHED)}")
     if options.root is None and not options.toy:
         flags.error("name a recording with --root (wam record makes one), or say --toy")
     return options
@@ -215,6 +221,13 @@ def modules_of(
         if checkpoint:
             path, _, part = checkpoint.partition(":")
             module, origin = load_part(path, part or None), {"checkpoint": checkpoint_record(Path(path))["sha256"]}
+        elif name in PUBLISHED:
+            published = PUBLISHED[name]()
+            if name in options.weights:
+                published = dataclasses.replace(published, weights=options.weights[name])
+            if hasattr(published, "resolution"):
+                published = dataclasses.replace(published, resolution=config.resolution[0])
+            module, origin = load_published(published), {"published": True}
         elif name == "representation":
             assert encoder is not None
             module, origin = load_part(encoder, "representation"), {"steps": options.encoder_steps}
@@ -255,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     every = [row for seeds in tokenizers.values() for row in seeds.values()]
     missing = {(name, reason) for row in every for name, reason in row["not_measured"].items()}
     print("\n".join(f"not measured: {name} ({reason})" for name, reason in sorted(missing)))
-    hidden = ("output_dir", "json", "root", "fid_network", "fvd_network")
+    hidden = ("output_dir", "json", "root", "weights", "fid_network", "fvd_network")
     described = {key: value for key, value in vars(options).items() if key not in hidden}
     result = {
         "benchmark": "tokenizer",

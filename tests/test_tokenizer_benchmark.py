@@ -57,5 +57,10 @@ def test_wrong_names_and_a_missing_recording_are_told(capsys):
         tokenizer.options_of(["--toy", "--tokenizers", "repvitk"])
     assert "Did you mean 'repvitok'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
+        tokenizer.options_of(["--toy", "--weights", "dinov2=folder"])
+    assert "Did you mean 'dinov3'" in capsys.readouterr().err
+    options = tokenizer.options_of(["--toy", "--tokenizers", "dinov3", "mine=a:b", "--weights", "dinov3=folder"])
+    assert options.weights == {"dinov3": "folder"}
+    with pytest.raises(SystemExit):
         tokenizer.options_of([])
     assert "--root" in capsys.readouterr().err

@@ -68,6 +68,7 @@ def test_a_stream_gives_the_latents_of_the_whole(vae):
         pieces.append(stream.push(clip[:, start:end]))
         vae.encode(clips(5))  # what is encoded in between does not disturb the stream
     torch.testing.assert_close(torch.cat(pieces, dim=2), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(vae.encode_in_pieces(clip, 2), whole, rtol=1e-5, atol=1e-5)
     with pytest.raises(ClipError, match="it takes 4 for each latent frame"):
         stream.push(clip[:, :5])
     with pytest.raises(ClipError, match="begin a new stream"):

@@ -1,16 +1,40 @@
-"""Tokenizers and encoders out of checkpoints of whatever model holds one."""
+"""Tokenizers and encoders: out of checkpoints of whatever model holds one, and with published weights."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from wamkit.configuration import from_dict
 from wamkit.encoders.base import VideoTokenizer, VisualEncoder
+from wamkit.encoders.dinov3 import DINOv3, DINOv3Config
+from wamkit.encoders.wan_vae import WanVAE, WanVAEConfig, wan22_vae
 from wamkit.errors import WamkitError, suggest
 from wamkit.inference.checkpoints import checkpoint_folder, read_config
 from wamkit.models import registry
 from wamkit.models.base import WorldActionModel
 from wamkit.training.state import load_pretrained
+
+PUBLISHED: dict[str, Callable[[], DINOv3Config | WanVAEConfig]] = {
+    "dinov3": DINOv3Config,
+    "wan21_vae": WanVAEConfig,
+    "wan22_vae": wan22_vae,
+}
+"""Those whose weights others have published; each config names where."""
+
+
+def load_published(config: DINOv3Config | WanVAEConfig) -> VideoTokenizer | VisualEncoder:
+    """A published tokenizer or encoder with its weights, on the CPU.
+
+    Raises:
+        WamkitError: the weights are not at hand.
+    """
+    module = WanVAE(config) if isinstance(config, WanVAEConfig) else DINOv3(config)
+    try:
+        module.load_pretrained()
+    except FileNotFoundError as error:
+        raise WamkitError(str(error)) from error
+    return module.eval()
 
 
 def parts_of(model: WorldActionModel) -> dict[str, VideoTokenizer | VisualEncoder]:
