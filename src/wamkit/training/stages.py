@@ -138,6 +138,10 @@ def check_instructions(config: TrainConfig, model: WorldActionModel) -> None:
             model.check_instructions(tasks)
         except InstructionTooLong as error:
             raise TrainingError(f"{root}: {error}") from error
+        except OSError as error:
+            raise TrainingError(
+                f"the tokenizer of {model.name} cannot be loaded, and it is to read words: {error}"
+            ) from error
 
 
 def holdout_split(episodes: int, held_out: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
