@@ -45,7 +45,7 @@ from wamkit.errors import suggest
 CAMERAS: dict[str, str] = {"image": "agentview", "image2": "robot0_eye_in_hand"}
 """LeRobot's name -> LIBERO's: the view from the front, and the wrist's."""
 PLAIN_CAMERAS: dict[str, str] = {f"{name}_plain": view for name, view in CAMERAS.items()}
-"""The same views without shadows, reflections and smoothing, several times quicker on a CPU. They have names of their
+"""The same views without shadows, reflections and smoothing, about twice as quick on a CPU. They have names of their
 own, so that no policy is trained on the one kind and unknowingly shown the other."""
 _VIEWS = {**CAMERAS, **PLAIN_CAMERAS}
 
