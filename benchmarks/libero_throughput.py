@@ -4,8 +4,8 @@ Two demonstrations are recorded, a policy is trained on them for two steps a sta
 episode of both runs has the same length), and each command evaluates it on the same tasks, at the same resolution, with
 the same number of actions executed of each chunk. Time is that of the whole command, imports included.
 
-    python benchmarks/libero_throughput.py --output_dir outputs/libero [--tasks 0,1] [--n 10] [--batch_size 2] [--resolution 128]
-        [--n_action_steps 8] [--toy] [--json]
+    python benchmarks/libero_throughput.py --output_dir outputs/libero [--tasks 0,1] [--n 10] [--batch_size 2]
+        [--resolution 128] [--n_action_steps 8] [--toy] [--json]
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def wam(*words: str) -> list[str]:
     return [sys.executable, "-m", "wamkit.cli", *words]
 
 
-def untrained_policy(folder: Path, resolution: int) -> Path:
-    """A policy of the recipe ``light_wam_libero`` after two steps a stage."""
+def untrained_policy(folder: Path, resolution: int, episodes: int) -> Path:
+    """A policy of the recipe ``light_wam_libero`` after two steps a stage on as many demonstrations."""
     from wamkit.recipes.light_wam_libero import light_wam_libero
 
     record = wam("record", "--env.type", "libero", "--env.task", f"{SUITE}_0", "--env.resolution", str(resolution))
-    timed([*record, "--episodes", "2", "--output_dir", str(folder / "data")])
+    timed([*record, "--episodes", str(episodes), "--output_dir", str(folder / "data")])
     few = [
         word
         for stage in light_wam_libero().stages
@@ -115,10 +115,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.toy:
         arguments.tasks, arguments.n, arguments.batch_size, arguments.max_steps = "0", 1, 1, 16
+        arguments.resolution = 32
     shutil.rmtree(arguments.output_dir, ignore_errors=True)
     arguments.output_dir.mkdir(parents=True)
     import_libero()  # leaves LIBERO's configuration in the environment, for lerobot-eval too
-    runs = measure(arguments, untrained_policy(arguments.output_dir, arguments.resolution))
+    runs = measure(arguments, untrained_policy(arguments.output_dir, arguments.resolution, 1 if arguments.toy else 2))
     ratio = runs["wam eval"]["episodes_per_hour"] / runs["lerobot-eval"]["episodes_per_hour"]
     conditions = {key: getattr(arguments, key) for key in ("tasks", "n", "batch_size", "resolution", "n_action_steps")}
     for name, run in runs.items():
