@@ -43,7 +43,7 @@ class RuntimeSettings:
     graphs: bool | None = None
     """CUDA graphs; None: on a GPU."""
     compile: bool = False
-    """Compile the recordings with TorchInductor: faster where many small operations are left, minutes to build."""
+    """Compile prefix and denoise step with TorchInductor: fewer small operations, a minute or more to build."""
     threads: int | None = None
     """torch's threads of this process; None leaves them as they are."""
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8)
