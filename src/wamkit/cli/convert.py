@@ -17,6 +17,7 @@ CONVERTERS = {
     "lawam": "wamkit.models.lawam.convert",
     "light_wam": "wamkit.models.light_wam.convert",
     "fast_wam": "wamkit.models.fast_wam.convert",
+    "lingbot_va": "wamkit.models.lingbot_va.convert",
 }
 """Model -> module with ``convert(source, destination) -> Path``; the names in the source tell which way."""
 

@@ -101,19 +101,30 @@ def _body(policy: Policy) -> BodyContract:
 
 
 def policy_call(policy: Policy, ring: Sequence[Mapping[str, Any]]) -> Call:
-    """Host to host: uint8 pictures, state and words in, physical actions out, noise drawn from a seed."""
+    """Host to host: uint8 pictures, state and words in, physical actions out, noise drawn from a seed.
+
+    Of a policy with a memory the first chunk of an episode: the ring's pictures are no episode.
+    """
     embodiment = policy.contract.bodies[0].embodiment
-    return lambda index: policy.act(ring[index], embodiment=embodiment, seeds=[index])
+
+    def call(index: int) -> Any:
+        if policy.remembers:
+            policy.reset()
+        return policy.act(ring[index], embodiment=embodiment, seeds=[index])
+
+    return call
 
 
 def model_call(policy: Policy, ring: Sequence[Mapping[str, Any]]) -> Call:
-    """Device to device: the model alone, or its runtime where the policy has one."""
+    """Device to device: the model alone, or its runtime where the policy has one; episodes as in `policy_call`."""
     embodiment = policy.contract.bodies[0].embodiment
     batches = [policy.observation([entry], embodiment=embodiment) for entry in ring]
     shape = policy.model.action_noise_shape
     noise = None if shape is None else torch.randn(len(ring), 1, *shape, device=policy.device)
 
     def call(index: int) -> Any:
+        if policy.remembers:
+            policy.reset()
         return policy.act_normalised(batches[index], noise=None if noise is None else noise[index])
 
     return call
