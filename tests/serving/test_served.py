@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from wamkit.data.normalize import ACTION, STATE, Normalizer
 from wamkit.data.orientation import thumbnail
 from wamkit.encoders.byte_text import InstructionTooLong
 from wamkit.errors import WamkitError
+from wamkit.inference.monitor import Calibration, Scale
 from wamkit.inference.policy import Policy, load
 from wamkit.models import registry
 from wamkit.serving.batching import Item
@@ -210,6 +212,11 @@ def test_wam_serve_serves_and_ends_in_order(checkpoint, policy, tmp_path, capsys
             try:
                 seen["metadata"] = client.metadata
                 seen["chunks"] = [client.infer(observation(), seed=4)["actions"] for _ in range(2)]
+                page = urllib.request.Request(
+                    f"http://127.0.0.1:{port}/monitor/state", headers={"Authorization": "Bearer s3cret"}
+                )
+                with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(page, timeout=60) as told:
+                    seen["page"] = json.load(told)
                 with pytest.raises(Refused, match="not finite in y"):
                     client.act(observation() | {"observation.state": np.array([0, np.nan, 0, 0])})
                 seen["refused"] = True
@@ -219,10 +226,13 @@ def test_wam_serve_serves_and_ends_in_order(checkpoint, policy, tmp_path, capsys
     thread = threading.Thread(target=robot, daemon=True)
     thread.start()
     flags = ["--policy.path", str(checkpoint), "--port", str(port), "--token_file", str(tmp_path / "token")]
+    Calibration(Scale("copy_present", {"200": 0.1}), 0.7, 0.05, memory=1, episodes=40).save(tmp_path / "monitor.json")
+    flags += ["--monitor", "--calibration", str(tmp_path / "monitor.json")]
     assert main(["serve", *flags, "--device", "cpu", "--debug"]) == 0
     thread.join(10)
     assert seen["refused"]
     assert len(seen["metadata"]["checkpoint"]) == 64
+    assert (seen["page"]["threshold"], seen["page"]["episodes"][0]["looks"]) == (0.7, 2)
     one, again = seen["chunks"]
     np.testing.assert_array_equal(one, again)
     np.testing.assert_allclose(one, policy.act(observation(), seeds=[4]).actions[0].numpy(), atol=1e-5)
