@@ -38,7 +38,7 @@ from wamkit.data.lerobot import LeRobotSource
 from wamkit.data.mixture import Mixture
 from wamkit.data.windows import MixtureEntry, WindowSpec
 from wamkit.envs.recording import record_episodes
-from wamkit.evaluation.action_dependence import action_dependence
+from wamkit.evaluation.forward_dynamics import forward_dynamics
 from wamkit.inference.policy import load
 from wamkit.models.repwam.config import RepWAMConfig, preset
 from wamkit.recipes._causal_metaworld import causal_metaworld
@@ -129,7 +129,7 @@ def arms(options: argparse.Namespace) -> list[closed_loop.TrainedArm]:
 
 
 def measure(options: argparse.Namespace, seed: int, trained: dict[str, Path]) -> dict[str, Any]:
-    """How the imagined video of each arm depends on actions; see `wamkit.evaluation.action_dependence`."""
+    """How the imagined video of each arm depends on actions; see `wamkit.evaluation.forward_dynamics`."""
     return {name: imagined(options, seed, checkpoint) for name, checkpoint in trained.items()}
 
 
@@ -151,7 +151,7 @@ def imagined(options: argparse.Namespace, seed: int, checkpoint: Path) -> dict[s
     count, size = (2, 2) if options.toy else (12, 32)
     batches = [range(first, first + size) for first in range(0, count * size, size)]
     episodes = [int(mixture.locate(draw)[1]) for batch in batches for draw in batch]
-    return action_dependence(policy.model, [mixture.window(batch) for batch in batches], episodes, seed=seed)
+    return forward_dynamics(policy.model, [mixture.window(batch) for batch in batches], episodes, seed=seed)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from wamkit.data.lerobot import LeRobotSource
     from wamkit.inference.policy import Policy
+    from wamkit.models.base import WorldActionModel
     from wamkit.training.config import TrainConfig
     from wamkit.types import Window
 
@@ -77,6 +78,8 @@ def imagine(arguments: ImagineArguments) -> str:
 
         strips = arguments.output_dir / "imagined"
         result = video_report(policy.model, windows, episodes, provenance=record, seed=arguments.seed, pictures=strips)
+        if policy.model.capabilities.action_conditioned and windows[0].actions.shape[-1]:
+            result |= _told_actions(policy.model, windows, episodes, result["not_measured"], arguments.seed)
         if latent_action_of(policy.model) is not None:
             held_out = encode_held_out(policy.model, windows, episodes)
             result = add_latent_actions(result, policy.model, held_out, seed=arguments.seed)
@@ -88,6 +91,20 @@ def imagine(arguments: ImagineArguments) -> str:
     path = write_json(arguments.output_dir / "imagine.json", result)
     save_examples(arguments.output_dir / EXAMPLES_FILE, *examples(policy.model, held_out, seed=arguments.seed))
     return "\n".join([*summary(result), str(path)])
+
+
+def _told_actions(
+    model: WorldActionModel, windows: list[Window], episodes: np.ndarray, missing: dict[str, str], seed: int
+) -> dict[str, Any]:
+    """``forward_dynamics`` of a model that imagines under actions, or why there is none."""
+    from wamkit.evaluation.forward_dynamics import forward_dynamics
+    from wamkit.evaluation.world_metrics import WorldMetricsError
+
+    try:
+        return {"forward_dynamics": forward_dynamics(model, windows, episodes.tolist(), seed=seed)}
+    except WorldMetricsError as reason:
+        missing["forward_dynamics"] = str(reason)
+        return {}
 
 
 def held_out_windows(
@@ -167,6 +184,11 @@ def summary(result: dict[str, Any]) -> list[str]:
                 f"video {horizon:.2f} s ahead: PSNR {of['model']:.1f} dB, copy-the-present {of['copy_present']:.1f} dB,"
                 f" the VAE alone {of['reconstruction']:.1f} dB"
             )
+    if told := result.get("forward_dynamics"):
+        for name, words in (("over_copy", "over copying the present"), ("swapped_over_true", "told wrong, over told")):
+            if told[name] is not None:
+                low, high = told[f"{name}_ci95"]
+                lines.append(f"video told its actions: squared error {words} {told[name]:.2f} [{low:.2f}, {high:.2f}]")
     if probe := result.get("latent_action_probe"):
         lines.append(f"latent action to end-effector motion: R2 {probe['r2']:.2f}")
     if region := result.get("effect_region"):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def action_dependence(
+def forward_dynamics(
     model: WorldActionModel, windows: Sequence[Window], episodes: Sequence[int], *, seed: int = 0
 ) -> dict[str, Any]:
     """Error against horizon of video under the true, swapped and no actions.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from wamkit.evaluation.action_dependence import action_dependence
+from wamkit.evaluation.forward_dynamics import forward_dynamics
 from wamkit.evaluation.world_metrics import WorldMetricsError
 from wamkit.models.fake_window import fake_robot_window
 from wamkit.types import Future
@@ -53,13 +53,13 @@ def window(seed: int):
 
 def test_a_model_that_listens_and_one_that_copies():
     windows, episodes = [window(0), window(1)], [0] * 6 + [1] * 6
-    found = action_dependence(Bright(listens=True), windows, episodes)
+    found = forward_dynamics(Bright(listens=True), windows, episodes)
     assert found["n"] == 12
     assert found["horizon_s"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert found["over_copy"] < 0.01
     assert found["swapped_over_true"] > 10
     assert found["squared_error"]["none"] == pytest.approx(found["squared_error"]["copy_present"])
-    deaf = action_dependence(Bright(listens=False), windows, episodes)
+    deaf = forward_dynamics(Bright(listens=False), windows, episodes)
     assert deaf["over_copy"] == pytest.approx(1.0)
     assert deaf["swapped_over_true_ci95"] == pytest.approx([1.0, 1.0])
 
@@ -68,4 +68,4 @@ def test_models_that_cannot_be_told_actions_are_refused():
     deaf = Bright(listens=False)
     deaf.capabilities = SimpleNamespace(action_conditioned=False, imagines=("pixels",))
     with pytest.raises(WorldMetricsError, match="does not imagine pixels under given actions"):
-        action_dependence(deaf, [window(0)], [0] * 6)
+        forward_dynamics(deaf, [window(0)], [0] * 6)
