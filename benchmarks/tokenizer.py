@@ -237,9 +237,8 @@ def modules_of(
         else:
             path = trained(options, with_tokenizer(config, name), "tokenizer", options.steps, seed, name, encoder)
             module, origin = load_part(path), {"steps": options.steps}
-        origin["parameters"] = sum(p.numel() for p in module.parameters())
-        origin["seconds"] = time.perf_counter() - started
-        found[name] = module.eval(), origin
+        size = sum(p.numel() for p in module.parameters())
+        found[name] = module.eval(), {**origin, "parameters": size, "seconds": time.perf_counter() - started}
     return found
 
 

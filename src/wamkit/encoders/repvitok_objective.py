@@ -141,8 +141,9 @@ class RepViTokObjective(nn.Module):
         terms = {"l1": config.l1_weight * sample_mean(reconstruction(made, pixels, "l1"))}
         network = self.perceptual.on(pixels.device) if self.perceptual is not None else None
         if network is not None or self.discriminator is not None:
-            chosen = _drawn(*pixels.shape[:2], config.judged_pictures, pixels.device, generator)
-            batch, seen = chosen.shape
+            batch, pictures = pixels.shape[:2]
+            chosen = _drawn(batch, pictures, config.judged_pictures, pixels.device, generator)
+            seen = chosen.shape[1]
             seen_made, seen_real = (_of_clips(x, chosen).flatten(0, 1) for x in (made, pixels))
             if network is not None:
                 distance = network(seen_made, seen_real).unflatten(0, (batch, seen))

@@ -33,6 +33,9 @@ class VGG16(nn.Module):
         PerceptualWeightsError: nothing is there, or something else.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, path: Path) -> None:
         from torchvision.models import vgg16
 

@@ -245,7 +245,8 @@ class WanStream:
 
     def __init__(self, vae: WanVAE) -> None:
         vae.model.clear_cache()
-        self.vae, self.size = vae, None
+        self.vae = vae
+        self.size: tuple[int, int, int] | None = None
         self.memory: list[Tensor | str | None] = [None] * vae.model._enc_conv_num
 
     @torch.no_grad()
@@ -256,7 +257,7 @@ class WanStream:
         vae, count = self.vae, pictures.shape[1]
         first = self.size is None
         check_piece(vae, pictures, self.size)
-        self.size = pictures.shape[0], *pictures.shape[-2:]
+        self.size = pictures.shape[0], pictures.shape[-2], pictures.shape[-1]
         x = vae.to_network(pictures)
         if vae.config.patch is not None:
             x = patchify(x, vae.config.patch)

@@ -33,10 +33,9 @@ class FrameTimes(NamedTuple):
     @classmethod
     def of(cls, first: int, frames: int, head_width: int, device: torch.device) -> FrameTimes:
         """Of frames ``first``, ``first + 1``, ...; angles in float64, so that a long video does not lose precision."""
-        exact = dict(dtype=torch.float64, device=device)
         half = head_width // 2
-        frequencies = 1e4 ** (-torch.arange(half, **exact) / half)
-        angles = torch.arange(first, first + frames, **exact)[:, None] * frequencies
+        frequencies = 1e4 ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
+        angles = torch.arange(first, first + frames, dtype=torch.float64, device=device)[:, None] * frequencies
         return cls(angles.cos().float(), angles.sin().float())
 
     def turn(self, x: Float[Tensor, "B heads F N d"]) -> Float[Tensor, "B heads F N d"]:
