@@ -20,7 +20,7 @@ from wamkit.types import Observation, Window
 CLOSE = dict(rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture(scope="module", params=[repwam, lingbot])
+@pytest.fixture(scope="module", params=[repwam, lingbot], ids=["repwam", "lingbot_va"])
 def model(request):
     return request.param()
 
@@ -278,11 +278,11 @@ def test_what_is_remembered_is_never_written_to(model):
 
 def test_long_episodes_run_in_bounded_memory(model):
     model.eval()
-    window = episode_windows(model, 12)
+    window = episode_windows(model, 7)
     noise = torch.zeros(2, *model.action_noise_shape)
     model.recall(None)
     sizes = []
-    for frame in range(12):
+    for frame in range(7):
         step(model, window, frame, [0], noise)
         (episode,) = model.remember()
         sizes.append(sum(row.size for row in episode.rows))
