@@ -150,9 +150,16 @@ class Tokenizer:
 
     encode: VisualEncoder | ClipEncoder
     cameras: tuple[str, ...]
-    resolution: int
+    resolution: int | Sequence[int]
     pictures: int
     """1: a frame is encoded alone. 9: of a clip of three latent frames, the last two are the pair."""
+    held: bool = False
+    """Whether the four pictures of a latent frame are its last one four times over."""
+
+    def offsets(self, tau: float) -> list[float]:
+        """Seconds from a clip's first picture to each."""
+        frames = (self.pictures - 1) // 4
+        return [0.0, *(tau * (f + (1.0 if self.held else (i + 1) / 4)) for f in range(frames) for i in range(4))]
 
     def grid(self, tokens: int) -> tuple[int, int]:
         """Rows and columns."""
@@ -175,8 +182,8 @@ def tokenizer_of(checkpoint: Path | None, source: LeRobotSource) -> Tokenizer:
         return Tokenizer(frames, tuple(model.config.cameras[:1]), frames.resolution, 1)
     if clips is None:
         raise SystemExit(f"the model of {checkpoint} has no frozen encoder of frames or clips")
-    height = cast(Any, model.config).resolution
-    return Tokenizer(clips, clips.cameras, height[0] if isinstance(height, (tuple, list)) else height, 9)
+    config = cast(Any, model.config)
+    return Tokenizer(clips, clips.cameras, config.resolution, 9, held=getattr(config, "pictures", "each") == "held")
 
 
 @torch.no_grad()
@@ -231,8 +238,7 @@ def _features(tokenizer: Tokenizer, store: FrameStore, episode: int, starts: np.
         frames = pictures(tokenizer.cameras[0], (0.0, tau))
         features = cast(VisualEncoder, tokenizer.encode)(frames.flatten(0, 1)).unflatten(0, (len(starts), 2))
     else:
-        offsets = [tau * index / 4 for index in range(tokenizer.pictures)]
-        clips = {camera: pictures(camera, offsets) for camera in tokenizer.cameras}
+        clips = {camera: pictures(camera, tokenizer.offsets(tau)) for camera in tokenizer.cameras}
         features = cast(ClipEncoder, tokenizer.encode)(clips)[:, -2:]
     return features.float().numpy().astype(np.float16)
 
