@@ -25,8 +25,8 @@ def repwam_stages(model: RepWAMConfig) -> tuple[StageConfig, ...]:
         "encoder": stage("encoder", own["picture"], 300, 64),
         "tokenizer": stage("tokenizer", own["clip"], 400, 16),
         "latent_action": stage("latent_action", own["frames"], 300, 32),
-        "pretrain": stage("pretrain", own["frames"], 500, 32, optimizer="muon"),
-        "adapt": stage("adapt", own["sequence"], 800, 32, optimizer="muon"),
+        "pretrain": stage("pretrain", own["frames"], 400, 32, optimizer="muon"),
+        "adapt": stage("adapt", own["sequence"], 700, 32, optimizer="muon"),
     }
     left_out = {"encoder": not reads_encoder, "latent_action": not latent_action}
     return tuple(chosen for name, chosen in every.items() if not left_out.get(name, False))
