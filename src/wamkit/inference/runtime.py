@@ -290,7 +290,9 @@ class Runtime:
         first: Callable[..., list[Tensor]] = prefix_program.run
         second: Callable[..., list[Tensor]] | None = None if loop_program is None else loop_program.run
         if self.settings.compile:
-            first = compiled(prefix, flat)
+            quick = compiled(prefix, [tensor.contiguous() for tensor in flat])
+            # Pictures may come as views; what is compiled knows one layout.
+            first = lambda *given: quick(*(tensor.contiguous() for tensor in given))  # noqa: E731
             if loop is not None:
                 assert noise is not None
                 second = loop.compiled(used, self.constants, [noise, *first(*flat)])

@@ -104,12 +104,12 @@ class Loop:
 
         noise, *leaves = inputs
         state = whole(leaves)
-        x = begin(noise, *state)
+        x = begin(noise.contiguous(), *state)
         each = compiled(self.step, [*x, *self.rows[0], *fixed(state)])
 
         def run(noise: Tensor, *leaves: Tensor) -> list[Tensor]:
             state = whole(leaves)
-            x, known = begin(noise, *state), fixed(state)
+            x, known = begin(noise.contiguous(), *state), fixed(state)
             for rows in self.rows:
                 x = each(*x, *rows, *known)
             return end(*x, *state)
@@ -203,7 +203,8 @@ def _inlined(
             assert tensor is not None
             copies[node] = _constant(module, tensor, known)
         elif node.op == "output":
-            return list(map_arg(node.args[0], lambda node: copies[node]))
+            outputs: Any = map_arg(node.args[0], lambda node: copies[node])
+            return list(outputs)
         else:
             copies[node] = module.graph.node_copy(node, lambda node: copies[node])
     raise AssertionError("a graph without an output")

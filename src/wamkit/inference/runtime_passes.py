@@ -242,8 +242,8 @@ def _low_rank(module: fx.GraphModule, base: Any, correction: Any) -> tuple[Tenso
         if not isinstance(factor, (int, float)):
             return None
         scale = float(factor)
-    wide = _uncast(correction)
-    narrow = _uncast(wide.args[0]) if _is_constant_linear(module, wide) and wide.args[2] is None else None
+    wide: Any = _uncast(correction)
+    narrow: Any = _uncast(wide.args[0]) if _is_constant_linear(module, wide) and wide.args[2] is None else None
     if not _is_constant_linear(module, narrow) or narrow.args[2] is not None:
         return None
     if _uncast(narrow.args[0]) is not _uncast(base.args[0]):

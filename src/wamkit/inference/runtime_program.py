@@ -299,7 +299,7 @@ def compiled(recording: Recording, inputs: Sequence[Tensor]) -> Callable[..., li
 
     Args:
         recording: Optimised and built (`build` has lowered its attention).
-        inputs: Flat, of the shapes that it was recorded for.
+        inputs: Flat, as it will be called with: TorchInductor fixes their strides.
     """
     from torch._inductor import compile as inductor
 
@@ -308,6 +308,8 @@ def compiled(recording: Recording, inputs: Sequence[Tensor]) -> Callable[..., li
         direct: dict[Any, Any] = {LINEAR: F.linear, LAYER_NORM: torch.layer_norm, RMS_NORM: torch.rms_norm, **_RESHAPES}
         node.target = direct.get(node.target, node.target)
     module.recompile()
-    with torch.no_grad():
-        function: Any = inductor(module, [tensor.clone() for tensor in inputs])
+    # Outside of inference mode, whose tensors cannot be traced; a clone would have other strides than a slice.
+    with torch.inference_mode(False), torch.no_grad():
+        like = [torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=t.device) for t in inputs]
+        function: Any = inductor(module, like)
     return lambda *given: list(function(*given))

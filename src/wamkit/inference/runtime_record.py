@@ -148,8 +148,8 @@ class Recording:
 
     def output_nodes(self) -> list[Any]:
         """The nodes of the outputs."""
-        output = next(node for node in self.graph.nodes if node.op == "output")
-        return list(output.args[0])
+        outputs: Any = next(node for node in self.graph.nodes if node.op == "output").args[0]
+        return list(outputs)
 
 
 def record(function: Callable[..., Any], inputs: tuple[Any, ...], *, dtype: torch.dtype | None) -> Recording:
