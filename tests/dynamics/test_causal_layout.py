@@ -6,7 +6,7 @@ import pytest
 import torch
 from jaxtyping import config as jaxtyping_config
 
-from wamkit.dynamics.causal_attention import causal_attention
+from wamkit.dynamics.causal_attention import AttentionUnavailable, causal_attention
 from wamkit.dynamics.causal_layout import Role, chunk_of, dense_mask, teacher_forcing
 from wamkit.dynamics.causal_positions import action_positions, axis_widths, rotary_at, video_positions
 from wamkit.nn.attention import attend
@@ -127,11 +127,14 @@ def test_flex_attention_equals_the_dense_mask():
     # FlexAttention traces the mask, and cannot trace what checks types around it in tests.
     jaxtyping_config.update("jaxtyping_disable", True)
     try:
-        flex = causal_attention("flex", layout, forward, readable, **options)(queries, keys, values)
+        attend_by_flex = causal_attention("flex", layout, forward, readable, **options)
+        flex = attend_by_flex(queries, keys, values)
     except (NotImplementedError, RuntimeError, ImportError) as reason:
         pytest.skip(f"FlexAttention does not run here: {reason}")
     finally:
         jaxtyping_config.update("jaxtyping_disable", False)
+    with pytest.raises(AttentionUnavailable, match="no gradient on a CPU"):
+        attend_by_flex(queries.clone().requires_grad_(), keys, values)
     # A query that may see nothing is zero in one and whatever in the other; all others agree.
     some = dense.any(dim=-1)[:, 0]
     expected = attend(queries, keys, values, dense).transpose(1, 2)

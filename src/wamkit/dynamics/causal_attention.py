@@ -15,14 +15,22 @@ from torch import Tensor
 
 from wamkit.dynamics.causal_layout import Layout, Order, dense_mask, seen_in_forward_mode, visible
 from wamkit.dynamics.mixture_of_transformers import Attend
+from wamkit.errors import WamkitError
 
 AttentionKind = Literal["sdpa", "flex"]
+
+
+class AttentionUnavailable(WamkitError):
+    """A kind of attention that this device cannot do."""
 
 
 def flex_attend(
     layout: Layout, forward: Bool[Tensor, "B"], readable: Bool[Tensor, "B N"], *, window: int, order: Order
 ) -> Attend:
-    """FlexAttention under the mask of `dense_mask`, whose arguments these are. Compiled where there is a GPU."""
+    """FlexAttention under the mask of `dense_mask`, whose arguments these are. Compiled where there is a GPU.
+
+    What it returns raises `AttentionUnavailable` where a gradient is wanted on a CPU.
+    """
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     def allowed(sample: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -37,6 +45,8 @@ def flex_attend(
     run = torch.compile(flex_attention, dynamic=True) if device.type == "cuda" else flex_attention
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        if device.type == "cpu" and torch.is_grad_enabled() and queries.requires_grad:
+            raise AttentionUnavailable("FlexAttention has no gradient on a CPU: set attention to 'sdpa', or use a GPU")
         return run(queries, keys, values, block_mask=mask)
 
     return attend
