@@ -128,11 +128,8 @@ class CausalActing(WorldActionModel):
             frames = sampler.video(self._video_noise(len(episodes), config.chunk_frames))
         groups = sampler.actions(start, frames, video_level=config.video_until)
         self._episodes = tuple(episodes)
-        actions = flattened(groups, steps).float()
-        imagined = None
-        if frames is not None and config.video_until == 0.0:
-            imagined = self._latent_future(frames, torch.stack([e.latent for e in episodes]))
-        return ActionChunk(actions=actions, times=times, valid=valid, imagined=imagined)
+        # What was imagined on the way is not handed out: it is in latents, and `imagine` speaks of pixels.
+        return ActionChunk(actions=flattened(groups, steps).float(), times=times, valid=valid)
 
     def _moved_on(self, observation: Observation, steps: Int[Tensor, "B"]) -> list[Episode]:
         """Every row's episode, up to what is seen now."""
@@ -197,8 +194,8 @@ class CausalActing(WorldActionModel):
         pasts = [e.rows if (e := found[row]) is not None else self._empty_rows() for row in rows]
         after = self._observed(pasts, latent, groups, [task[row] for row in rows])
         return [
-            Episode(task=task[row], rows=past, stream=stream, present=seen[row], latent=latent[index, :, -1])
-            for index, (row, past, stream) in enumerate(zip(rows, after, streams, strict=True))
+            Episode(task=task[row], rows=past, stream=stream, present=seen[row])
+            for row, past, stream in zip(rows, after, streams, strict=True)
         ]
 
     # Rows of one instruction each, or two with guidance
@@ -344,12 +341,6 @@ class CausalActing(WorldActionModel):
     def distinct(self, pictures: Tensor) -> Tensor:
         """Of a clip's pictures [B, 4 n + 1, ...], those that differ in time."""
         return pictures[:, :: VideoTokenizer.TEMPORAL] if self.config.pictures == "held" else pictures
-
-    def _latent_future(self, frames: Float[Tensor, "B C f h w"], present: Float[Tensor, "B C h w"]) -> Future:
-        offsets = [self.config.frame_s * (index + 1) for index in range(frames.shape[2])]
-        times = torch.tensor(offsets, device=frames.device).expand(len(frames), -1)
-        values = frames.flatten(3).permute(0, 2, 3, 1).float()
-        return Future(space="latents", values=values, times=times, present=present.flatten(2).transpose(1, 2))
 
     def _video_noise(self, rows: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
         """The same for every row where it is of seed 0, so that no row depends on its neighbours."""

@@ -29,8 +29,6 @@ class Episode:
     """Never pushed to; see `fork`."""
     present: UInt8[Tensor, "3 H W"]
     """The canvas that was last acted on."""
-    latent: Float[Tensor, "C h w"]
-    """The last latent frame."""
     pictures: tuple[Tensor, ...] = ()
     """Canvases seen since, oldest first."""
     actions: Float[Tensor, "n A"] | None = None
