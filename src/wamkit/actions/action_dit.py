@@ -108,9 +108,8 @@ class ActionDiT(nn.Module):
         dtype = self.enter.weight.dtype
         mask = None if words_valid is None else words_valid[:, None, None, :]
         tokens = self.enter(noisy.to(dtype)).to(dtype)
-        if words is None:
-            words = tokens[:, :0]
-        return Stream(tokens, time, self.rotary(noisy.shape[1], noisy.device), words, mask)
+        read = tokens[:, :0] if words is None else words
+        return Stream(tokens, time, self.rotary(noisy.shape[1], noisy.device), read, mask)
 
     def rotary(self, steps: int, device: torch.device | str) -> Rotary:
         """Rotary code of the steps' numbers over all channels of a head."""

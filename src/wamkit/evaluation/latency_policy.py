@@ -30,7 +30,7 @@ def untrained_policy(name: str, preset: Any, *, device: str = "cpu", precision: 
     """
     torch.manual_seed(seed)
     config = registry.model_class(name).preset(preset) if isinstance(preset, str) else preset
-    vlm = getattr(config, "vlm", None)
+    vlm: Any = getattr(config, "vlm", None)
     if getattr(vlm, "weights", None) is not None:
         config = replace(config, vlm=replace(vlm, weights=None))
     # Made where it is to be: billions of random numbers take minutes on a CPU.

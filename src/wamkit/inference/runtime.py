@@ -146,9 +146,8 @@ class Runtime:
             )
             for start in range(0, observation.batch_size, most)
         ]
-        return ActionChunk(
-            **{name: torch.cat([getattr(part, name) for part in parts]) for name in ("actions", "times", "valid")}
-        )
+        actions, times, valid = (torch.cat([getattr(p, name) for p in parts]) for name in ("actions", "times", "valid"))
+        return ActionChunk(actions=actions, times=times, valid=valid)
 
     def warm_up(self, observations: Sequence[Observation]) -> list[BuildReport]:
         """Build and run the programs for these observations' shapes before the first that counts; what each cost."""

@@ -211,9 +211,8 @@ def merge_low_rank(module: fx.GraphModule, constants: Constants) -> None:
             continue
         for base, correction in (plus.args[:2], plus.args[1::-1]):
             found = _low_rank(module, base, correction)
-            if found is None or value(base).dtype != value(plus).dtype:
+            if found is None or not isinstance(base, fx.Node) or value(base).dtype != value(plus).dtype:
                 continue
-            assert isinstance(base, fx.Node)
             narrow, wide, scale = found
             weight = _of(module, base.args[1])
             key = ("low rank", constants.leaf(weight), constants.leaf(narrow), constants.leaf(wide), scale)

@@ -121,7 +121,7 @@ def _rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps
     return normed if weight is None else normed.mul_(weight)
 
 
-_WRITTEN = {_ATEN.gelu.default: _gelu, RMS_NORM: _rms_norm}
+_WRITTEN: dict[Any, Callable[..., Tensor]] = {_ATEN.gelu.default: _gelu, RMS_NORM: _rms_norm}
 """What takes its place in float32 on a CPU."""
 
 
@@ -310,6 +310,6 @@ def compiled(recording: Recording, inputs: Sequence[Tensor]) -> Callable[..., li
     module.recompile()
     # Outside of inference mode, whose tensors cannot be traced; a clone would have other strides than a slice.
     with torch.inference_mode(False), torch.no_grad():
-        like = [torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=t.device) for t in inputs]
+        like: list[Any] = [torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=t.device) for t in inputs]
         function: Any = inductor(module, like)
     return lambda *given: list(function(*given))
