@@ -36,6 +36,8 @@ class StandardLatentActionModel(LatentActionModel):
     from unit noise wants data of that size. What is trained, and how, is unchanged. There is no state predictor.
     """
 
+    decoder: RestoringDecoder
+
     def __init__(
         self,
         config: LatentActionConfig,
