@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wamkit.cli.groups import DatasetFlags, EnvFlags, PolicyFlags
+from wamkit.cli.groups import ActingPolicyFlags, DatasetFlags, EnvFlags, PolicyFlags
 from wamkit.cli.parsing import parse
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _evaluate(arguments: DemoArguments) -> str:
         flags = EvalFlags(n_episodes=1, arms=ARMS, max_steps=20, videos=1)
     return evaluate(
         EvalArguments(
-            policy=PolicyFlags(arguments.output_dir),
+            policy=ActingPolicyFlags(arguments.output_dir),
             env=EnvFlags(type="metaworld", task=",".join(TASKS)),
             output_dir=arguments.output_dir,
             eval=flags,
