@@ -43,14 +43,15 @@ class CausalModelConfig:
     actions_per_frame: int = 20
     """n: action tokens of a latent frame, padding included."""
     valid_steps: StepRounding = "round"
-    training_frames: int = 32
+    training_frames: int = 128
     """F: latent frames of a training sequence after the first."""
     max_chunk_frames: int = 4
     """A training sequence is cut into chunks of 1 to this many latent frames, drawn anew for each batch."""
     chunk_frames: int = 2
     """Of a chunk at inference."""
     window: int = 64
-    """Latent frames before its chunk that a token sees, and that are remembered: 32 chunks of 2."""
+    """Latent frames before its chunk that a token sees, and that are remembered: 32 chunks of 2. Fewer than
+    ``training_frames``, or every training sequence has its first frame in sight, as no long episode has."""
     order: Order = "beside_video"
     attention: AttentionKind = "sdpa"
 

@@ -111,7 +111,7 @@ def _metaworld(*, training_frames: int) -> dict[str, Any]:
         pictures="held",
         actions_per_frame=8,
         training_frames=training_frames,
-        window=training_frames,
+        window=training_frames // 2,
         video_steps=3,
         video_until=0.4,
     )

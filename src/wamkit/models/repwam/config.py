@@ -76,7 +76,7 @@ def preset(name: str) -> RepWAMConfig:
             text=byte_text(256, max_tokens=128),
             video=_video(96, heads=6, head_width=64, mlp_width=1024, layers=12, text_width=256),
             action=OwnExpert(action_dim=16, width=192, mlp_width=768),
-            **_metaworld(training_frames=8, window=8),
+            **_metaworld(training_frames=8, window=4),
         )
     if name == "tiny":
         return RepWAMConfig(
@@ -84,7 +84,7 @@ def preset(name: str) -> RepWAMConfig:
             text=byte_text(64, max_tokens=64),
             video=_video(48, heads=4, head_width=32, mlp_width=384, layers=6, text_width=64),
             action=OwnExpert(action_dim=32, width=96, mlp_width=256),
-            **_metaworld(training_frames=4, window=4),
+            **_metaworld(training_frames=4, window=2),
         )
     raise WamkitError(f"RepWAM has no preset {name!r}.{suggest(name, ('tiny', 'small', 'paper'))}")
 
