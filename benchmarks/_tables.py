@@ -306,7 +306,29 @@ def tokenizer(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def libero_expert(result: dict[str, Any]) -> list[str]:
+    """A row for each task: successes, interval, and how long a success takes."""
+    lines = ["| task | instruction | successes | %, interval | steps to success, mean |", "|" + "---|" * 5]
+    for task, rate in result["arms"]["expert"]["tasks"].items():
+        steps = [e["steps"] for e in result["episodes"] if e["task"] == task and e["success"]]
+        mean = f"{sum(steps) / len(steps):.0f}" if steps else ""
+        counts = f"{rate['successes']}/{rate['n']}"
+        lines.append(f"| `{task}` | {result['instructions'][task]} | {counts} | {percent(rate)} | {mean} |")
+    return [*lines, "", *(f"{note}." for note in result.get("notes", ()))]
+
+
+def libero_throughput(result: dict[str, Any]) -> list[str]:
+    """A row for each command."""
+    lines = ["| command | episodes | seconds | episodes an hour |", "|" + "---|" * 4]
+    for name, run in result["runs"].items():
+        lines.append(f"| `{name}` | {run['episodes']} | {run['seconds']:.0f} | {run['episodes_per_hour']:.0f} |")
+    conditions = ", ".join(f"{name} {value}" for name, value in result["conditions"].items())
+    return [*lines, "", f"Ratio {result['ratio']:.2f}. {conditions}."]
+
+
 TABLES = {
+    "libero_expert": libero_expert,
+    "libero_throughput": libero_throughput,
     "latency": latency,
     "encoders": encoders,
     "latent_actions": latent_actions,
