@@ -335,6 +335,7 @@ TABLES = {
     "mixed_frequency": closed_loop,
     "ablation": closed_loop,
     "auxiliary_video": closed_loop,
+    "repwam": closed_loop,
     "downsampling": downsampling,
     "recordings": recordings,
     "reaction": reaction,
