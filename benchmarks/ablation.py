@@ -25,7 +25,7 @@ from wamkit.actions.flow_expert import FlowExpert, FlowExpertConfig
 from wamkit.models.lawam import LaWAM, LaWAMConfig, preset
 from wamkit.nn.embodiment_linear import EmbodimentLinear
 
-TASKS = ("pick-place-v3", "push-v3", "door-open-v3")
+TASKS = ("door-open-v3", "dial-turn-v3", "lever-pull-v3")
 TOLERANCE = 0.05
 
 
