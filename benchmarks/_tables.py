@@ -46,22 +46,22 @@ def closed_loop(result: dict[str, Any]) -> list[str]:
 
 def downsampling(result: dict[str, Any]) -> list[str]:
     """Success as in other closed-loop experiments, then what each factor costs and how well it foresees."""
-    rows = [("arm", "s a step", "kept for backward, MiB", "video error / copy, by seed"), ("---",) * 4]
+    heads = ("arm", "s a step", "kept for backward, MiB", "pixel error / copy, by seed", "latent error / copy, by seed")
+    rows = [heads, ("---",) * len(heads)]
+
+    def spans(found: list[tuple[float, list[float]]]) -> str:
+        return ", ".join(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, (low, high) in found)
+
     for name, cost in result["cost"].items():
         errors = [seed[name] for seed in result["measured"].values() if name in seed]
-        rows.append(
-            (
-                f"`{name}`",
-                f"{cost['seconds_per_step']:.2f}",
-                f"{cost['kept_for_backward_mib']:.0f}",
-                ", ".join(
-                    f"{error['ratio'][-1]:.2f} [{error['ratio_ci95'][-1][0]:.2f}, {error['ratio_ci95'][-1][1]:.2f}]"
-                    if "ratio" in error
-                    else "-"
-                    for error in errors
-                ),
-            )
+        cells = (
+            f"`{name}`",
+            f"{cost['seconds_per_step']:.2f}",
+            f"{cost['kept_for_backward_mib']:.0f}",
+            spans([(error["ratio"][-1], error["ratio_ci95"][-1]) for error in errors]),
+            spans([(error["latent"]["ratio"], error["latent"]["ci95"]) for error in errors]),
         )
+        rows.append(cells)
     return [*closed_loop(result), "", *("| " + " | ".join(row) + " |" for row in rows)]
 
 

@@ -1,7 +1,7 @@
 """How coarse may the future be that Light-WAM learns to predict? Factors 1, 2 and 4 in the latent, and no video.
 
-For each factor: success, steps per second and memory of the policy stage, and the error of the imagined video on
-demonstrations that were not learned from, over copying the present at the same resolution.
+For each factor: success, steps per second and memory of the policy stage, and the error of the imagined future, in
+pixels and in latents, on demonstrations that were not learned from, over copying the present at the same resolution.
 
     python benchmarks/downsampling.py [--seeds 0 1 2] [--episodes 50] [--toy] [--json]
 """
@@ -17,14 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import _closed_loop as closed_loop
+import numpy as np
 import torch
 from torch import Tensor
 
 from wamkit.cli.groups import DatasetFlags, PolicyFlags
-from wamkit.cli.imagine import ImagineArguments, imagine
+from wamkit.cli.imagine import ImagineArguments, held_out_windows, imagine
+from wamkit.data.lerobot import LeRobotSource
 from wamkit.evaluation.results import load_json
+from wamkit.evaluation.world_metrics import ratio_interval
+from wamkit.inference.policy import load
 from wamkit.models.light_wam import LightWAM, LightWAMConfig, preset
 from wamkit.recipes.light_wam_metaworld import light_wam_metaworld
+from wamkit.training.config import TrainConfig
 from wamkit.types import Window
 
 TASKS = ("door-open-v3",)
@@ -75,23 +80,45 @@ def training_cost(models: dict[str, LightWAMConfig], batch_size: int, rounds: in
     }
 
 
+@torch.no_grad()
+def latent_error(model: LightWAM, windows: Sequence[Window], episodes: np.ndarray) -> dict[str, Any]:
+    """Squared error of the last imagined latent frame, in the arm's own latent, over that of the present's."""
+    made, still, kept, seen = [], [], [], 0
+    for window in windows:
+        true, valid = model.latents_of(window)
+        true, keep = model.coarse(true), valid.all(dim=1)
+        imagined = model.imagined_latents(window.observation())
+        for errors, guess in ((made, imagined[:, :, -1]), (still, true[:, :, 0])):
+            errors.append((guess - true[:, :, -1]).square().flatten(1).mean(dim=1)[keep].numpy())
+        kept.append(episodes[seen : seen + window.batch_size][keep.numpy()])
+        seen += window.batch_size
+    squared, copied = np.concatenate(made), np.concatenate(still)
+    ratio, interval = ratio_interval(squared, copied, np.concatenate(kept))
+    return {"squared": float(squared.mean()), "copy_present": float(copied.mean()), "ratio": ratio, "ci95": interval}
+
+
 def video_errors(options: argparse.Namespace, trained: dict[str, Path], unseen: Path, seed: int) -> dict[str, Any]:
-    """Pixel error on unseen demonstrations, of the arms that predict video."""
+    """Errors on unseen demonstrations in pixels and in latents, of the arms that predict video."""
     errors = {}
     for name, checkpoint in trained.items():
         if name == "no_video":
             continue
         output_dir = options.output_dir / "imagine" / name / f"seed{seed}"
-        imagine(
-            ImagineArguments(
-                policy=PolicyFlags(checkpoint),
-                dataset=DatasetFlags(unseen),
-                output_dir=output_dir,
-                windows=8 if options.toy else 256,
-                device="cpu",
-            )
+        arguments = ImagineArguments(
+            policy=PolicyFlags(checkpoint),
+            dataset=DatasetFlags(unseen),
+            output_dir=output_dir,
+            windows=8 if options.toy else 256,
+            device="cpu",
         )
-        errors[name] = load_json(output_dir / "imagine.json")["pixel_error"]
+        imagine(arguments)
+        policy = load(checkpoint, device="cpu")
+        assert isinstance(policy.model, LightWAM)
+        config = TrainConfig.from_dict(load_json(checkpoint / "train_config.json"))
+        held_out = held_out_windows(arguments, policy, config, LeRobotSource(unseen))
+        errors[name] = load_json(output_dir / "imagine.json")["pixel_error"] | {
+            "latent": latent_error(policy.model, *held_out)
+        }
     return errors
 
 
@@ -109,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         for name, config in models.items()
     ]
-    unseen = closed_loop.record(options, closed_loop.cameras_of(arms), unseen=1 if options.toy else UNSEEN_EPISODES)
+    unseen = closed_loop.record(options, closed_loop.cameras_of(arms), unseen=2 if options.toy else UNSEEN_EPISODES)
     closed_loop.run(
         options,
         arms,

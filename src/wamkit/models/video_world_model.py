@@ -226,30 +226,47 @@ class VideoWorldModel(WorldActionModel):
 
     # Imagination
 
+    def video_velocity(self, words: Float[Tensor, "B L E"], words_valid: Bool[Tensor, "B L"] | None) -> Velocity:
+        """Of the video under an instruction: what imagining follows from noise to frames."""
+        return lambda x, level: self.backbone(x, level, words, words_valid)
+
     @torch.no_grad()
-    def imagined_video(
-        self,
-        observation: Observation,
-        present: Float[Tensor, "B C 1 h w"],
-        velocity: Velocity,
-        generator: torch.Generator | None = None,
-    ) -> Future:
-        """Future video from noise, decoded to pictures in [0, 1] on the canvas at the latents' resolution.
+    def imagined_latents(
+        self, observation: Observation, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "B C F h w"]:
+        """The present and the future that follows it, at the resolution in which the future is imagined.
 
         Args:
             observation: what is seen.
-            present: its latent, down-sampled where the model's video is.
-            velocity: towards the noise.
             generator: of the noise; None: seed 0, so that two calls agree.
         """
         config = self.config
+        words, words_valid = self.words_of(observation.task, observation.state)
+        present = self.coarse(self.present_of(observation))
         noise_generator = generator or torch.Generator().manual_seed(0)
         shape = (*present.shape[:2], self.latent_frames, *present.shape[3:])
         noise = torch.randn(shape, generator=noise_generator, device=noise_generator.device).to(present.device)
-        latents = sample_future(velocity, present, noise, steps=config.imagine_steps, shift=config.shift)
-        pictures = self.vae.decode(latents)
+        velocity = self.video_velocity(words, words_valid)
+        return sample_future(velocity, present, noise, steps=config.imagine_steps, shift=config.shift)
+
+    @torch.no_grad()
+    def imagine(
+        self,
+        observation: Observation,
+        actions: Float[Tensor, "B K A"] | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Future:
+        """Future video over the horizon, in pictures in [0, 1] on the canvas at the imagined latents' resolution.
+
+        Raises:
+            StageError: ``actions`` are given: the video follows the words, not the actions.
+        """
+        if actions is not None:
+            raise StageError(f"{self.name} imagines what the instruction leads to; it takes no actions")
+        pictures = self.vae.decode(self.imagined_latents(observation, generator))
         seen = self.clip_of({c: p.unsqueeze(1) for c, p in observation.images.items()})[:, 0].float() / 255.0
-        times = torch.tensor(config.frame_offsets_s[1:], device=present.device, dtype=torch.float32)
+        times = torch.tensor(self.config.frame_offsets_s[1:], device=pictures.device, dtype=torch.float32)
         return Future(
             space="pixels",
             values=pictures[:, 1:].float(),

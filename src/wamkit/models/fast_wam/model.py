@@ -26,7 +26,7 @@ from wamkit.models.fast_wam.config import FastWAMConfig, Mode, preset
 from wamkit.models.phases import ActPhases
 from wamkit.models.video_world_model import VideoWorldModel
 from wamkit.nn.attention import KeysValues
-from wamkit.types import ActionChunk, Future, Losses, LossTerm, Observation, Window
+from wamkit.types import ActionChunk, Losses, LossTerm, Observation, Window
 
 
 class ActionContext(NamedTuple):
@@ -380,32 +380,11 @@ class FastWAM(VideoWorldModel):
     ) -> Float[Tensor, "B C F h w"]:
         """The video that actions follow in mode ``idm``."""
         return sample_future(
-            lambda x, level: self.backbone(x, level, words, words_valid),
+            self.video_velocity(words, words_valid),
             present,
             self.video_noise(present) if noise is None else noise,
             steps=self.config.imagine_steps,
             shift=self.config.shift,
-        )
-
-    @torch.no_grad()
-    def imagine(
-        self,
-        observation: Observation,
-        actions: Float[Tensor, "B K A"] | None = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Future:
-        """Future video over the horizon.
-
-        Raises:
-            StageError: ``actions`` are given: video never sees actions here.
-        """
-        if actions is not None:
-            raise StageError("Fast-WAM imagines what the instruction leads to; it takes no actions")
-        words, words_valid = self.words_of(observation.task, observation.state)
-        present = self.present_of(observation)
-        return self.imagined_video(
-            observation, present, lambda x, level: self.backbone(x, level, words, words_valid), generator
         )
 
 

@@ -14,13 +14,13 @@ from wamkit.actions.state_fusion import Compressor, LayerStates, StateFusionActi
 from wamkit.dynamics.video_dit import AfterBlock
 from wamkit.dynamics.video_flow import Velocity, downsample
 from wamkit.losses.reduction import masked_mean
-from wamkit.models.base import Capabilities, StageError
+from wamkit.models.base import Capabilities
 from wamkit.models.light_wam.config import LightWAMConfig, preset
 from wamkit.models.phases import ActPhases
 from wamkit.models.video_world_model import VideoWorldModel
 from wamkit.nn.lora import is_lora
 from wamkit.nn.residual_adapter import ResidualAdapter
-from wamkit.types import ActionChunk, Future, Losses, LossTerm, Observation, Window
+from wamkit.types import ActionChunk, Losses, LossTerm, Observation, Window
 
 
 class LightWAM(VideoWorldModel):
@@ -124,7 +124,8 @@ class LightWAM(VideoWorldModel):
         self.backbone.through(stream, after=self._adapt(states), until=self.config.adapters[-1] + 1)
         return states
 
-    def _velocity(self, words: Tensor, words_valid: Tensor | None) -> Velocity:
+    def video_velocity(self, words: Float[Tensor, "B L E"], words_valid: Bool[Tensor, "B L"] | None) -> Velocity:
+        """Of the backbone with its corrections and adapters."""
         return lambda x, level: self.backbone(x, level, words, words_valid, after=self._adapt())
 
     def coarse(self, latents: Float[Tensor, "B C F h w"]) -> Tensor:
@@ -141,7 +142,7 @@ class LightWAM(VideoWorldModel):
         terms: dict[str, LossTerm] = {}
         if config.video_supervision == "flow_matching":
             coarse = self.coarse(latents)
-            terms["video"] = self.video_term(coarse, valid, self._velocity(words, words_valid), generator)
+            terms["video"] = self.video_term(coarse, valid, self.video_velocity(words, words_valid), generator)
         predicted = self.expert(self.read(latents[:, :, :1], words, words_valid), window.actions.shape[1])
         clean, counts = self.action_targets(window, self.action_width)
         if config.supervised_steps is not None:
@@ -167,22 +168,3 @@ class LightWAM(VideoWorldModel):
         actions = self.expert(states, self.config.max_actions)
         times, valid = self.chunk_times(observation.rate_hz)
         return ActionChunk(actions=actions.float(), times=times, valid=valid)
-
-    @torch.no_grad()
-    def imagine(
-        self,
-        observation: Observation,
-        actions: Float[Tensor, "B K A"] | None = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Future:
-        """Future video over the horizon, on the down-sampled canvas.
-
-        Raises:
-            StageError: ``actions`` are given: the video follows the words, not the actions.
-        """
-        if actions is not None:
-            raise StageError("Light-WAM imagines what the instruction leads to; it takes no actions")
-        words, words_valid = self.words_of(observation.task, observation.state)
-        present = self.coarse(self.present_of(observation))
-        return self.imagined_video(observation, present, self._velocity(words, words_valid), generator)
