@@ -88,9 +88,10 @@ def check_widths(widths: dict[str, int]) -> None:
 
 
 class ActionTokensBase(nn.Module):
-    """What both kinds share: heads for real and for latent actions."""
+    """What both kinds share: heads for real and for latent actions, and the code of a noise level."""
 
     heads: _Widths
+    time: _WanTime
 
     def head_parameters(self, name: str) -> list[nn.Parameter]:
         """Of one kind of action: ``real`` or ``latent``."""
@@ -102,6 +103,18 @@ class ActionTokensBase(nn.Module):
         weight = layer.weight
         assert isinstance(weight, Tensor)
         return layer(groups.flatten(1, 2).to(weight.dtype)).to(weight.dtype)
+
+    def prepare(
+        self,
+        groups: Float[Tensor, "B F n A"],
+        noise_level: Float[Tensor, "B F"],
+        rotary: Rotary,
+        words: Float[Tensor, "B L D"],
+        words_mask: Tensor | None,
+    ) -> tuple[Stream, Float[Tensor, "B F D"]]:
+        """See `wamkit.dynamics.causal_transformer.ActionTokens`."""
+        code, time = self.time(noise_level)
+        return Stream(self.enter(groups), time, rotary, words, words_mask), code
 
 
 class GroupedExpert(ActionTokensBase):
@@ -130,18 +143,6 @@ class GroupedExpert(ActionTokensBase):
         """Through an embedding of its own."""
         first = self.text_embedder[0].weight
         return self.text_embedder(words.to(first.dtype))
-
-    def prepare(
-        self,
-        groups: Float[Tensor, "B F n A"],
-        noise_level: Float[Tensor, "B F"],
-        rotary: Rotary,
-        words: Float[Tensor, "B L D"],
-        words_mask: Tensor | None,
-    ) -> tuple[Stream, Float[Tensor, "B F D"]]:
-        """See `wamkit.dynamics.causal_transformer.ActionTokens`."""
-        code, time = self.time(noise_level)
-        return Stream(self.enter(groups), time, rotary, words, words_mask), code
 
     def velocity(
         self, tokens: Float[Tensor, "B N D"], code: Float[Tensor, "B F D"], video: VideoDiT, width: int
@@ -172,18 +173,6 @@ class SharedActionTokens(ActionTokensBase):
         """Through the video expert's embedding."""
         embedder = video.model.condition_embedder.text_embedder
         return embedder(words.to(embedder.linear_1.weight.dtype))
-
-    def prepare(
-        self,
-        groups: Float[Tensor, "B F n A"],
-        noise_level: Float[Tensor, "B F"],
-        rotary: Rotary,
-        words: Float[Tensor, "B L D"],
-        words_mask: Tensor | None,
-    ) -> tuple[Stream, Float[Tensor, "B F D"]]:
-        """See `wamkit.dynamics.causal_transformer.ActionTokens`."""
-        code, time = self.time(noise_level)
-        return Stream(self.enter(groups), time, rotary, words, words_mask), code
 
     def velocity(
         self, tokens: Float[Tensor, "B N D"], code: Float[Tensor, "B F D"], video: VideoDiT, width: int

@@ -230,24 +230,38 @@ class VideoWorldModel(WorldActionModel):
         """Of the video under an instruction: what imagining follows from noise to frames."""
         return lambda x, level: self.backbone(x, level, words, words_valid)
 
+    def video_noise(
+        self, present: Float[Tensor, "B C 1 h w"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "B C F h w"]:
+        """What imagining starts from; without a generator of seed 0, so that two calls imagine the same."""
+        source = generator or torch.Generator().manual_seed(0)
+        shape = (*present.shape[:2], self.latent_frames, *present.shape[3:])
+        return torch.randn(shape, generator=source, device=source.device).to(present.device)
+
+    def imagined_after(
+        self,
+        present: Float[Tensor, "B C 1 h w"],
+        words: Float[Tensor, "B L E"],
+        words_valid: Bool[Tensor, "B L"] | None,
+        noise: Float[Tensor, "B C F h w"] | None = None,
+    ) -> Float[Tensor, "B C F h w"]:
+        """The present and the frames that follow it under an instruction; ``noise``: None for `video_noise`."""
+        return sample_future(
+            self.video_velocity(words, words_valid),
+            present,
+            self.video_noise(present) if noise is None else noise,
+            steps=self.config.imagine_steps,
+            shift=self.config.shift,
+        )
+
     @torch.no_grad()
     def imagined_latents(
         self, observation: Observation, generator: torch.Generator | None = None
     ) -> Float[Tensor, "B C F h w"]:
-        """The present and the future that follows it, at the resolution in which the future is imagined.
-
-        Args:
-            observation: what is seen.
-            generator: of the noise; None: seed 0, so that two calls agree.
-        """
-        config = self.config
+        """The present and the imagined future, at the resolution in which the future is imagined."""
         words, words_valid = self.words_of(observation.task, observation.state)
         present = self.coarse(self.present_of(observation))
-        noise_generator = generator or torch.Generator().manual_seed(0)
-        shape = (*present.shape[:2], self.latent_frames, *present.shape[3:])
-        noise = torch.randn(shape, generator=noise_generator, device=noise_generator.device).to(present.device)
-        velocity = self.video_velocity(words, words_valid)
-        return sample_future(velocity, present, noise, steps=config.imagine_steps, shift=config.shift)
+        return self.imagined_after(present, words, words_valid, self.video_noise(present, generator))
 
     @torch.no_grad()
     def imagine(

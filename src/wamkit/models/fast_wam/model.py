@@ -17,7 +17,7 @@ from wamkit.actions.action_dit import ActionBlock, ActionDiT
 from wamkit.actions.flow_field import VelocityField, inpainting
 from wamkit.dynamics.mixture_of_transformers import after_prefix, joint, prefill
 from wamkit.dynamics.video_dit import first_frame_causal
-from wamkit.dynamics.video_flow import draw_levels, future_loss, levels_of_frames, noisy_video, sample_future
+from wamkit.dynamics.video_flow import draw_levels, future_loss, levels_of_frames, noisy_video
 from wamkit.dynamics.wan_block import Rotary, Stream, words_of
 from wamkit.losses import flow_matching
 from wamkit.losses.reduction import masked_mean
@@ -365,27 +365,6 @@ class FastWAM(VideoWorldModel):
         """Noise levels of the Euler steps, from noise to data."""
         steps = self.config.action.denoise_steps
         return flow_matching.shifted_euler_levels(steps, shift=self.config.shift, device=device)
-
-    def video_noise(self, present: Float[Tensor, "B C 1 h w"]) -> Float[Tensor, "B C F h w"]:
-        """Of seed 0, so that two calls imagine the same."""
-        shape = (*present.shape[:2], self.latent_frames, *present.shape[3:])
-        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(present.device)
-
-    def imagined_after(
-        self,
-        present: Float[Tensor, "B C 1 h w"],
-        words: Float[Tensor, "B L E"],
-        words_valid: Bool[Tensor, "B L"] | None,
-        noise: Float[Tensor, "B C F h w"] | None = None,
-    ) -> Float[Tensor, "B C F h w"]:
-        """The video that actions follow in mode ``idm``."""
-        return sample_future(
-            self.video_velocity(words, words_valid),
-            present,
-            self.video_noise(present) if noise is None else noise,
-            steps=self.config.imagine_steps,
-            shift=self.config.shift,
-        )
 
 
 def _beside(first: Stream, second: Stream) -> Stream:
