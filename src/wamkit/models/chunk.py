@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from wamkit.types import Window
+
 StepRounding = Literal["round", "floor"]
 
 
@@ -38,3 +40,15 @@ def padded(x: Tensor, width: int) -> Tensor:
     if x.shape[-1] > width:
         raise ValueError(f"the data have {x.shape[-1]} dimensions, the model takes {width}: use a wider config")
     return nn.functional.pad(x, (0, width - x.shape[-1]))
+
+
+def action_targets(window: Window, width: int) -> tuple[Float[Tensor, "B K A"], Bool[Tensor, "B K A"]]:
+    """A window's actions padded to the model's width, zero where there are none, and which elements count.
+
+    None of a person's video counts (embodiment 0).
+
+    Raises:
+        ValueError: the actions are wider than that.
+    """
+    clean = padded(torch.where(window.action_valid, window.actions, 0.0), width)
+    return clean, padded(window.action_valid, width) & (window.embodiment != 0)[:, None, None]

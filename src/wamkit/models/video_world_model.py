@@ -208,15 +208,6 @@ class VideoWorldModel(WorldActionModel):
         value, has_any = future_loss(predicted, latents, noise, level, valid, shift=shift)
         return LossTerm(value=value, valid=has_any, weight=self.config.video_weight)
 
-    def action_targets(self, window: Window, width: int) -> tuple[Float[Tensor, "B K A"], Bool[Tensor, "B K A"]]:
-        """Clean actions padded to the model's width, and which elements count (none of a person's video).
-
-        Raises:
-            ValueError: the actions are wider than the model takes.
-        """
-        clean = padded(torch.where(window.action_valid, window.actions, 0.0), width)
-        return clean, padded(window.action_valid, width) & (window.embodiment != 0)[:, None, None]
-
     def chunk_times(self, rate_hz: Float[Tensor, "B"]) -> tuple[Float[Tensor, "B K"], Bool[Tensor, "B K"]]:
         """Time stamps i/h of a chunk, and which of its steps lie inside the horizon."""
         config = self.config

@@ -22,6 +22,7 @@ from wamkit.dynamics.wan_block import Rotary, Stream, words_of
 from wamkit.losses import flow_matching
 from wamkit.losses.reduction import masked_mean
 from wamkit.models.base import Capabilities, StageError
+from wamkit.models.chunk import action_targets
 from wamkit.models.fast_wam.config import FastWAMConfig, Mode, preset
 from wamkit.models.phases import ActPhases
 from wamkit.models.video_world_model import VideoWorldModel
@@ -157,7 +158,7 @@ class FastWAM(VideoWorldModel):
         config, shift = self.config, self.config.shift
         latents, valid = self.latents_of(window)
         words, words_valid = self.words_of(window.task, window.state[:, 0], window.state_valid[:, 0])
-        clean, counts = self.action_targets(window, self.action_width)
+        clean, counts = action_targets(window, self.action_width)
         batch, device = len(latents), latents.device
 
         noise = torch.randn(latents.shape, generator=generator, device=device)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wamkit.actions.flow_expert import Context
 from wamkit.losses.flow_matching import euler_levels
-from wamkit.models.lawam.model import Intention, LaWAM
+from wamkit.models.lawam.acting import Intention, LaWAMActing
 from wamkit.models.phases import ActPhases, Phase, State
 from wamkit.types import ActionChunk, Observation
 
@@ -21,7 +21,7 @@ IMAGE = "image."
 class LaWAMPhases(ActPhases):
     """See `wamkit.models.phases.ActPhases`; every function of the model that is called here is one that `act` calls."""
 
-    def __init__(self, model: LaWAM) -> None:
+    def __init__(self, model: LaWAMActing) -> None:
         self.model = model
 
     @property
@@ -71,7 +71,7 @@ class LaWAMPhases(ActPhases):
         intention = Intention(state["present"], state.get("latent_action"), state.get("subgoal"), state["trunk"])
         times, valid = model.chunk_times(state["rate_hz"])
         code = model.flow.time_code(times)
-        return {"context": model._context(intention), "times": times, "valid": valid, "time_code": code}
+        return {"context": model.action_context(intention), "times": times, "valid": valid, "time_code": code}
 
     def schedule(self) -> list[Tensor]:
         """The modulations of every norm at every step, [steps, E] each."""

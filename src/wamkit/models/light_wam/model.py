@@ -15,6 +15,7 @@ from wamkit.dynamics.video_dit import AfterBlock
 from wamkit.dynamics.video_flow import Velocity, downsample
 from wamkit.losses.reduction import masked_mean
 from wamkit.models.base import Capabilities
+from wamkit.models.chunk import action_targets
 from wamkit.models.light_wam.config import LightWAMConfig, preset
 from wamkit.models.phases import ActPhases
 from wamkit.models.video_world_model import VideoWorldModel
@@ -144,7 +145,7 @@ class LightWAM(VideoWorldModel):
             coarse = self.coarse(latents)
             terms["video"] = self.video_term(coarse, valid, self.video_velocity(words, words_valid), generator)
         predicted = self.expert(self.read(latents[:, :, :1], words, words_valid), window.actions.shape[1])
-        clean, counts = self.action_targets(window, self.action_width)
+        clean, counts = action_targets(window, self.action_width)
         if config.supervised_steps is not None:
             steps = torch.arange(clean.shape[1], device=clean.device) < config.supervised_steps
             counts = counts & steps[None, :, None]
