@@ -272,6 +272,35 @@ def serving(result: dict[str, Any]) -> list[str]:
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
 
 
+def loader(result: dict[str, Any]) -> list[str]:
+    """Windows a second on either side, and what the first epoch costs."""
+    rates, first = result["windows_per_s"], result["first_epoch"]
+    lowest, highest = min(result["ratios"]), max(result["ratios"])
+    rows = [
+        ("wamkit, windows/s", f"{rates['ours']:.0f}"),
+        (f"LeRobot (decodes with {result['lerobot_video_backend']}), windows/s", f"{rates['lerobot']:.0f}"),
+        ("ratio, median of neighbouring blocks", f"{result['ratio']:.0f} ({lowest:.0f} to {highest:.0f})"),
+        (
+            f"first epoch of {first['windows']} windows, seconds: wamkit with building its store, LeRobot",
+            f"{first['ours_s']:.2f}, {first['lerobot_s']:.2f} (ratio {first['ratio']:.1f})",
+        ),
+        ("load average at the end", f"{result['load_average']}"),
+    ]
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+
+
+def render(result: dict[str, Any]) -> list[str]:
+    """Pictures and physics steps a second of each task."""
+    lines = [
+        f"| task | one process, frames/s | {result['processes']} processes, frames/s | physics, steps/s |",
+        "|---|---|---|---|",
+    ]
+    for task, row in result["tasks"].items():
+        rates = [row[name] for name in ("frames_per_s", "machine_frames_per_s", "steps_per_s")]
+        lines.append(f"| {task} | {' | '.join(f'{rate:.0f}' for rate in rates)} |")
+    return lines
+
+
 def tokenizer(result: dict[str, Any]) -> list[str]:
     """A row for each tokenizer: mean and range over seeds."""
     heads = ("tokenizer", "parameters, M", "numbers a picture", "PSNR, dB", "SSIM", "action R2", "within 0.03, %")
@@ -341,6 +370,8 @@ TABLES = {
     "reaction": reaction,
     "monitor": monitor,
     "serving": serving,
+    "loader": loader,
+    "render": render,
     "tokenizer": tokenizer,
 }
 

@@ -15,8 +15,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -31,6 +29,7 @@ from wamkit.data.lerobot import LeRobotSource
 from wamkit.data.loader import WindowLoader
 from wamkit.data.mixture import Mixture
 from wamkit.data.windows import MixtureEntry, WindowSpec
+from wamkit.evaluation.provenance import collect
 
 BATCH, WORKERS, ACTIONS, LATER_S = 32, 2, 16, 0.2
 WARM_UP = 6  # batches before the clock starts: more than either side reads ahead
@@ -113,12 +112,6 @@ def difference(mixture: Mixture, dataset: Any, rows: np.ndarray, windows: int = 
     return worst
 
 
-def commit() -> str:
-    root = Path(__file__).resolve().parent
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
 def measure(root: Path, cache: Path, seconds: float) -> dict[str, Any]:
     source = LeRobotSource(root)
     start = time.perf_counter()
@@ -188,8 +181,7 @@ def main() -> None:
             root = Path(scratch) / "synthetic"
             make_synthetic_dataset(root, episodes=10, length=150, fps=20, resolution=(128, 128))
         result = measure(root, Path(scratch) / "cache", arguments.seconds)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end"
-    result |= {"commit": commit(), "machine": machine, "torch": torch.__version__}
+    result |= {"load_average": round(os.getloadavg()[0], 2), "provenance": collect(options=vars(arguments))}
     first, rates = result["first_epoch"], result["windows_per_s"]
     print(
         f"{result['window']}; batch {BATCH}, {WORKERS} workers; LeRobot decodes with {result['lerobot_video_backend']}"

@@ -13,16 +13,14 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from wamkit.envs.base import Environment
 from wamkit.envs.registry import make_env
+from wamkit.evaluation.provenance import collect
 
 
 def rate(call: Callable[[], object], seconds: float) -> tuple[float, float]:
@@ -80,12 +78,6 @@ def together(task: str, options: argparse.Namespace) -> float:
     return total
 
 
-def commit() -> str:
-    root = Path(__file__).resolve().parent
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["button-press-topdown-v3", "drawer-open-v3", "pick-place-v3"])
@@ -125,10 +117,8 @@ def main() -> None:
         "tasks": rows,
         "rendering": os.environ.get("MUJOCO_GL", ""),
         "load_average": round(os.getloadavg()[0], 2),
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
         "versions": versions,
-        "commit": commit(),
+        "provenance": collect(options=vars(options)),
     }
     if options.json:
         print(json.dumps(result))
