@@ -23,6 +23,7 @@ from wamkit.envs.libero_conventions import (
 )
 from wamkit.envs.libero_expert import Body, Scene, expert_for
 from wamkit.envs.registry import ENV_TYPES, expand_tasks, make_env, tasks
+from wamkit.envs.rendering import import_mujoco
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,21 @@ def test_absent_package_and_absent_meshes_are_one_line_each(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(libero_assets.ASSETS_VARIABLE, ".")
     assert libero_assets.assets_folder() == tmp_path
+
+
+def test_a_folder_with_a_part_of_the_meshes_is_an_error_that_names_the_file(tmp_path, monkeypatch):
+    (tmp_path / "scenes").mkdir()
+    monkeypatch.setenv(libero_assets.ASSETS_VARIABLE, str(tmp_path))
+    with (
+        pytest.raises(EnvError, match=r"lack .*/pot_vis\.msh.*fetch_assets") as told,
+        libero_assets.named_where_missing(),
+    ):
+        import_mujoco().MjModel.from_xml_string(
+            f'<mujoco><asset><mesh file="{tmp_path}/scenes/pot_vis.msh"/></asset></mujoco>'
+        )
+    assert "\n" not in str(told.value)
+    with pytest.raises(ValueError, match="some other"), libero_assets.named_where_missing():
+        raise ValueError("some other")
 
 
 def test_stand_ins_are_small_files_among_the_objects_of_the_scene(tmp_path):

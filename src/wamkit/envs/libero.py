@@ -284,19 +284,20 @@ def _simulation(bddl_file: Any) -> tuple[Any, dict[str, np.ndarray]]:
         place()
 
     env._reset_internal = remember_and_place
-    env.__init__(
-        str(bddl_file),
-        robots=["Panda"],
-        controller_configs=load_controller_config(default_controller="OSC_POSE"),
-        gripper_types="default",
-        initialization_noise=None,
-        use_camera_obs=False,
-        has_renderer=False,
-        has_offscreen_renderer=False,
-        control_freq=int(RATE_HZ),
-        ignore_done=True,
-        hard_reset=False,
-    )
+    with libero_assets.named_where_missing():
+        env.__init__(
+            str(bddl_file),
+            robots=["Panda"],
+            controller_configs=load_controller_config(default_controller="OSC_POSE"),
+            gripper_types="default",
+            initialization_noise=None,
+            use_camera_obs=False,
+            has_renderer=False,
+            has_offscreen_renderer=False,
+            control_freq=int(RATE_HZ),
+            ignore_done=True,
+            hard_reset=False,
+        )
     # robosuite refreshes these 500 times a second; we read the state from the simulation when it is asked for.
     env._update_observables = lambda force=False: None
     env._get_observations = lambda force_update=False: {}

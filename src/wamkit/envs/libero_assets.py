@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import atexit
 import codecs
+import contextlib
 import functools
 import importlib
 import importlib.util
 import os
 import pickle
+import re
 import runpy
 import shutil
 import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -91,6 +93,26 @@ def fetch_assets() -> Path:
     """
     _provide_configuration()
     return Path(importlib.import_module("libero.libero.utils.download_utils").download_assets_from_huggingface())
+
+
+@contextlib.contextmanager
+def named_where_missing() -> Iterator[None]:
+    """Building a scene from a folder that holds only some of the meshes: says which file is missing, and what to do.
+
+    Raises:
+        EnvError: MuJoCo found no such file.
+    """
+    try:
+        yield
+    except ValueError as error:  # MuJoCo's compiler raises nothing more exact
+        missing = re.search(r"[Ee]rror opening file '([^']+)'", str(error))
+        if missing is None:
+            raise
+        raise EnvError(
+            f"LIBERO's meshes in {assets_folder()} lack {missing[1]}: this folder holds a part of them. Let "
+            "LIBERO's package fetch them all: python -c 'from wamkit.envs.libero_assets import fetch_assets; "
+            f"fetch_assets()', and unset {ASSETS_VARIABLE}."
+        ) from error
 
 
 def stand_ins(assets: Path, categories: tuple[str, ...]) -> tuple[str, ...]:
