@@ -1,34 +1,13 @@
-"""What the recipes of the causal models share: tokenizer, sequences of frames, sequences with actions."""
+"""What the recipes of the causal models share: the windows of sequences, and the run around the stages."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from wamkit.data.windows import WindowSpec
 from wamkit.models.causal_config import CausalModelConfig
 from wamkit.training.config import DatasetConfig, StageConfig, TrainConfig
-
-
-def stage(
-    name: str,
-    window: WindowSpec,
-    steps: int,
-    batch_size: int,
-    *,
-    optimizer: Literal["adamw", "muon"] = "adamw",
-) -> StageConfig:
-    """One stage, with what all of them have alike."""
-    return StageConfig(
-        name=name,
-        window=window,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=1e-3,
-        optimizer=optimizer,
-        betas=(0.9, 0.95),
-        warmup_steps=steps // 10,
-    )
 
 
 def windows(model: CausalModelConfig) -> dict[str, WindowSpec]:

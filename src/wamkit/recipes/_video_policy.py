@@ -7,7 +7,8 @@ from typing import Any
 
 from wamkit.data.windows import WindowSpec
 from wamkit.models.video_config import VideoModelConfig
-from wamkit.training.config import DatasetConfig, StageConfig, TrainConfig
+from wamkit.recipes._stage import stage
+from wamkit.training.config import DatasetConfig, TrainConfig
 
 
 def video_policy(name: str, model: VideoModelConfig, environment: str, *, policy_steps: int) -> TrainConfig:
@@ -23,17 +24,6 @@ def video_policy(name: str, model: VideoModelConfig, environment: str, *, policy
     # Latents of every clip, encoded once by the VAE that is then frozen; both later stages read the same store.
     stored = replace(clip, feature_views=1)
 
-    def stage(name: str, window: WindowSpec, steps: int, batch_size: int, warmup_steps: int) -> StageConfig:
-        return StageConfig(
-            name=name,
-            window=window,
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=1e-3,
-            betas=(0.9, 0.95),
-            warmup_steps=warmup_steps,
-        )
-
     acting = replace(stored, chunk_s=model.horizon_s, max_actions=model.max_actions)
     own: Any = None if environment == "metaworld" else model  # the presets without published weights are for MetaWorld
     return TrainConfig(
@@ -43,9 +33,9 @@ def video_policy(name: str, model: VideoModelConfig, environment: str, *, policy
         model_config=own,
         dataset=DatasetConfig(holdout_episodes=3),
         stages=(
-            stage("vae", clip, 400, 8, 30),
-            stage("video", stored, 400, 32, 30),
-            stage("policy", acting, policy_steps, 32, 50),
+            stage("vae", clip, 400, 8, warmup_steps=30),
+            stage("video", stored, 400, 32, warmup_steps=30),
+            stage("policy", acting, policy_steps, 32, warmup_steps=50),
         ),
         save_every=400,
         output_dir=f"outputs/{name}_{environment}",

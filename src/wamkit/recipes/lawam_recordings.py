@@ -6,7 +6,8 @@ import dataclasses
 
 from wamkit.data.windows import WindowSpec
 from wamkit.models.lawam.config import LaWAMConfig, preset
-from wamkit.training.config import DatasetConfig, StageConfig, TrainConfig
+from wamkit.recipes._stage import stage
+from wamkit.training.config import DatasetConfig, TrainConfig
 
 CAMERA = "primary"
 """The model's one view."""
@@ -39,6 +40,14 @@ def lawam_recordings() -> TrainConfig:
     data/droid`` and so on; the action-free one with ``--embodiment droid``, since it shows that robot. Each recording
     is drawn as often as any other, however long it is.
     """
+    # The horizon is a true one: a frame repeated at an episode's end would teach that nothing moves.
+    horizon = WindowSpec(
+        frame_offsets_s=(0.0, HORIZON_S),
+        last_offset_by_embodiment=HORIZONS_S,
+        cameras=(CAMERA,),
+        feature_views=2,
+        past_end="drop",
+    )
     return TrainConfig(
         name="lawam_recordings",
         model="lawam",
@@ -50,32 +59,8 @@ def lawam_recordings() -> TrainConfig:
             weights=(1.0,) * len(PRIMARY_VIEWS),
         ),
         stages=(
-            StageConfig(
-                name="encoder",
-                window=WindowSpec(cameras=(CAMERA,)),
-                steps=500,
-                batch_size=64,
-                learning_rate=1e-3,
-                betas=(0.9, 0.95),
-                warmup_steps=50,
-            ),
-            StageConfig(
-                name="latent_action",
-                # The horizon is a true one: a frame repeated at an episode's end would teach that nothing moves.
-                window=WindowSpec(
-                    frame_offsets_s=(0.0, HORIZON_S),
-                    last_offset_by_embodiment=HORIZONS_S,
-                    cameras=(CAMERA,),
-                    feature_views=2,
-                    past_end="drop",
-                ),
-                steps=500,
-                batch_size=32,
-                learning_rate=1e-3,
-                optimizer="muon",
-                betas=(0.9, 0.95),
-                warmup_steps=50,
-            ),
+            stage("encoder", WindowSpec(cameras=(CAMERA,)), 500, 64, warmup_steps=50),
+            stage("latent_action", horizon, 500, 32, warmup_steps=50, optimizer="muon"),
         ),
         save_every=500,
         output_dir="outputs/lawam_recordings",

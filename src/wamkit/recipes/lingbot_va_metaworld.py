@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from wamkit.models.lingbot_va.config import preset
-from wamkit.recipes._causal_metaworld import causal_metaworld, stage, windows
-from wamkit.training.config import TrainConfig
+from wamkit.models.lingbot_va.config import LingBotVAConfig, preset
+from wamkit.recipes._causal_metaworld import causal_metaworld, windows
+from wamkit.recipes._stage import stage
+from wamkit.training.config import StageConfig, TrainConfig
 
 
 def lingbot_va_metaworld() -> TrainConfig:
@@ -14,12 +15,14 @@ def lingbot_va_metaworld() -> TrainConfig:
     Record first: ``wam record --env.type metaworld --env.task TASK,TASK --episodes 25 --output_dir DIR``, then
     ``wam train lingbot_va_metaworld --dataset.roots DIR``.
     """
-    own = windows(preset("tiny"))
-    return causal_metaworld(
-        "lingbot_va",
-        (
-            stage("vae", own["short"], 400, 8),
-            stage("pretrain", own["frames"], 300, 32, optimizer="muon"),
-            stage("adapt", own["sequence"], 700, 32, optimizer="muon"),
-        ),
+    return causal_metaworld("lingbot_va", lingbot_va_stages(preset("tiny")))
+
+
+def lingbot_va_stages(model: LingBotVAConfig) -> tuple[StageConfig, ...]:
+    """The stages of a model whose VAE is trained in the run."""
+    own = windows(model)
+    return (
+        stage("vae", own["short"], 400, 8),
+        stage("pretrain", own["frames"], 300, 32, optimizer="muon"),
+        stage("adapt", own["sequence"], 700, 32, optimizer="muon"),
     )

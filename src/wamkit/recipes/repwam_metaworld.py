@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from wamkit.models.repwam.config import RepWAMConfig, preset
-from wamkit.recipes._causal_metaworld import causal_metaworld, stage, windows
+from wamkit.recipes._causal_metaworld import causal_metaworld, windows
+from wamkit.recipes._stage import stage
 from wamkit.training.config import StageConfig, TrainConfig
 
 
