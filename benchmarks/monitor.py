@@ -33,7 +33,8 @@ from wamkit.evaluation.provenance import checkpoint_record, collect
 from wamkit.evaluation.results import write_json
 from wamkit.evaluation.statistics import compare, success_rate
 from wamkit.inference.execution import Synchronous
-from wamkit.inference.monitor import Calibration, Monitor, Scale, Surprise, calibrate, scores
+from wamkit.inference.monitor import Monitor
+from wamkit.inference.monitor_calibration import Calibration, Scale, Surprise, calibrate, scores
 from wamkit.inference.monitor_response import HandOver
 from wamkit.inference.policy import checkpoint_folder
 

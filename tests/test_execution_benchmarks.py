@@ -44,7 +44,7 @@ def record(task: str, trial: int, errors: list[float], **fields) -> dict:
 
 def test_separation_compares_the_same_stretch_of_the_same_trial():
     monitor = benchmark("monitor")
-    from wamkit.inference.monitor import Scale
+    from wamkit.inference.monitor_calibration import Scale
 
     scale, options = Scale("horizon", {"200": 1.0}), SimpleNamespace(memory=1)
     clean = {("a", trial): record("a", trial, [9.0, 1.0, 1.0, 1.0, 1.0 + trial]) for trial in range(3)}

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from wamkit.inference.monitor import (
+from wamkit.inference.monitor import Imagined, Monitor
+from wamkit.inference.monitor_calibration import (
     Calibration,
-    Imagined,
-    Monitor,
     MonitorError,
     Scale,
     Surprise,
     calibrate,
     conformal_threshold,
     fit_scale,
+    least_for_calibration,
     scores,
 )
 
@@ -135,6 +136,15 @@ def test_scale_and_threshold_rest_on_different_episodes():
         calibrate(episodes(20), 0.05)
 
 
+@pytest.mark.parametrize(("rate", "least"), [(0.05, 25), (0.1, 11), (0.2, 5), (0.5, 4), (1 / 3, 4), (0.01, 131)])
+def test_as_many_episodes_as_a_rate_needs_are_enough_and_one_less_is_not(rate, least):
+    assert least_for_calibration(rate) == least
+    many = [[Surprise(1.0, 0.2, 0.1 * (1 + i), 1.0)] for i in range(least)]
+    assert calibrate(many, rate).episodes == least - least // 4
+    with pytest.raises(MonitorError, match=r"or more"):
+        calibrate(many[:-1], rate)
+
+
 def test_an_alarm_is_raised_by_what_was_not_imagined():
     quiet = Monitor()
     clean = []
@@ -167,9 +177,19 @@ def test_time_runs_forward():
 
 
 def test_a_calibration_comes_back_from_its_file(tmp_path):
-    calibration = calibrate(episodes(40), 0.1, memory=2)
+    calibration = replace(calibrate(episodes(40), 0.1, memory=2), checkpoint="a" * 64, made={"trials": [7, 47]})
     calibration.save(tmp_path / "monitor.json")
     assert Calibration.load(tmp_path / "monitor.json") == calibration
     (tmp_path / "monitor.json").write_text("{}")
-    with pytest.raises(MonitorError, match="is no calibration"):
+    with pytest.raises(MonitorError, match=r"is no calibration.*wam calibrate"):
         Calibration.load(tmp_path / "monitor.json")
+
+
+def test_a_calibration_is_of_one_checkpoint():
+    calibration = calibrate(episodes(40), 0.1)
+    with pytest.raises(MonitorError, match="does not say which checkpoint"):
+        calibration.refuse_other("a" * 64)
+    ours = replace(calibration, checkpoint="a" * 64, made={"tasks": ["door-open-v3"]})
+    ours.refuse_other("a" * 64)
+    with pytest.raises(MonitorError, match=r"of checkpoint aaaaaaaaaaaa and this one is bbbbbbbbbbbb.*wam calibrate"):
+        ours.refuse_other("b" * 64)

@@ -7,7 +7,8 @@ import pytest
 
 from wamkit.inference.execution import Asynchronous, Hold
 from wamkit.inference.execution_loop import Blocking, ControlLoop
-from wamkit.inference.monitor import Calibration, Imagined, Monitor, MonitorError, Scale
+from wamkit.inference.monitor import Imagined, Monitor
+from wamkit.inference.monitor_calibration import Calibration, MonitorError, Scale
 from wamkit.inference.monitor_response import AskForHelp, HandOver, MonitoredLoop, Stop
 
 HOLD = Hold((0.0, 9.0), keep=(1,))

@@ -17,7 +17,8 @@ from PIL import Image
 from remembering import remembering_policy
 
 from wamkit.client import PolicyClient
-from wamkit.inference.monitor import Calibration, Imagined, Monitor, MonitorError, PolicyImagination, Scale
+from wamkit.inference.monitor import Imagined, Monitor, PolicyImagination
+from wamkit.inference.monitor_calibration import Calibration, MonitorError, Scale
 from wamkit.serving.batching import Item
 from wamkit.serving.live import LiveImagination, View
 from wamkit.serving.live_pictures import pixel_panels

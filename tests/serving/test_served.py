@@ -24,7 +24,8 @@ from wamkit.data.normalize import ACTION, STATE, Normalizer
 from wamkit.data.orientation import thumbnail
 from wamkit.encoders.byte_text import InstructionTooLong
 from wamkit.errors import WamkitError
-from wamkit.inference.monitor import Calibration, Scale
+from wamkit.evaluation.provenance import checkpoint_record
+from wamkit.inference.monitor_calibration import Calibration, Scale
 from wamkit.inference.policy import Policy, load
 from wamkit.models import registry
 from wamkit.serving.batching import Item
@@ -226,7 +227,8 @@ def test_wam_serve_serves_and_ends_in_order(checkpoint, policy, tmp_path, capsys
     thread = threading.Thread(target=robot, daemon=True)
     thread.start()
     flags = ["--policy.path", str(checkpoint), "--port", str(port), "--token_file", str(tmp_path / "token")]
-    Calibration(Scale("copy_present", {"200": 0.1}), 0.7, 0.05, memory=1, episodes=40).save(tmp_path / "monitor.json")
+    scale, digest = Scale("copy_present", {"200": 0.1}), checkpoint_record(checkpoint)["sha256"]
+    Calibration(scale, 0.7, 0.05, memory=1, episodes=40, checkpoint=digest).save(tmp_path / "monitor.json")
     flags += ["--monitor", "--calibration", str(tmp_path / "monitor.json")]
     assert main(["serve", *flags, "--device", "cpu", "--debug"]) == 0
     thread.join(10)

@@ -47,7 +47,7 @@ class ServeArguments:
     monitor: bool = False
     """Show what is imagined against what is seen on a page at /monitor, live."""
     calibration: Path | None = None
-    """Of the monitor (Calibration.save): the page then shows the threshold, and counts alarms."""
+    """Of the monitor (a file of wam calibrate): the page then shows the threshold, and counts alarms."""
     rerun: str | None = None
     """With --monitor: log to Rerun as well, into a file NAME.rrd or to a viewer's address (needs rerun-sdk)."""
 
@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
     arguments = parse(ServeArguments, argv, verb="serve")
     import asyncio
 
-    from wamkit.inference.monitor import Calibration
+    from wamkit.inference.monitor_calibration import Calibration
     from wamkit.serving.config import ServerConfig
     from wamkit.serving.live_rerun import RerunLog
     from wamkit.serving.logs import log, log_to
@@ -88,6 +88,9 @@ def run(argv: Sequence[str]) -> int:
 
     log_to()
     folder = checkpoint_folder(arguments.policy.path)
+    checkpoint = checkpoint_record(folder)["sha256"]
+    if calibration is not None:
+        calibration.refuse_other(checkpoint)
     policy = load(
         folder,
         device=arguments.device,
@@ -96,7 +99,7 @@ def run(argv: Sequence[str]) -> int:
         embodiment=arguments.policy.embodiment,
         rate_hz=arguments.policy.rate_hz,
     )
-    facts = {"checkpoint": checkpoint_record(folder)["sha256"], "stage": policy.stage}
+    facts = {"checkpoint": checkpoint, "stage": policy.stage}
     served = ServedPolicy(policy, facts=facts)
     shapes = served.warm_up(arguments.max_batch)
     log("loaded", device=str(policy.device), runtime_shapes=shapes, **served.metadata())

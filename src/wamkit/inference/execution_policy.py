@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wamkit.inference.monitor import Imagined, PolicyImagination, imagined_of
+from wamkit.inference.monitor import Imagined, PolicyImagination, imagined_with
 
 if TYPE_CHECKING:
     from wamkit.inference.policy import Policy
@@ -59,9 +59,7 @@ class PolicySource:
 
     def _actions(self, observation: Mapping[str, Any], chunk: ActionChunk) -> np.ndarray:
         if self._keep:
-            # A runtime, and a model that computes no future while acting, hand out none: that costs a pass of its own.
-            future = chunk.imagined if chunk.imagined is not None else self.policy.imagine(dict(observation))
-            self._imagined.append((observation, imagined_of(future)[0]))
+            self._imagined.append((observation, imagined_with(self.policy, chunk, [observation])[0]))
         return chunk.actions[0][chunk.valid[0]].numpy()
 
     @property

@@ -5,8 +5,7 @@ in the model's own space and relative to how much such a prediction usually diff
 it comes from successful episodes by conformal prediction: of episodes like these, at most the chosen share raises an
 alarm. What an alarm does is decided in `monitor_response`.
 
-    calibration = calibrate(surprises_of_successful_episodes, false_alarm_rate=0.05)
-    monitor = Monitor(calibration)
+    monitor = Monitor(Calibration.load("calibration.json"))      # of `wam calibrate`; see `monitor_calibration`
     monitor.reset()
     alarm = monitor.observe(at, imagination(observation))     # each time the world is looked at
 
@@ -15,26 +14,18 @@ No torch is needed here: an `Imagined` is arrays, from `PolicyImagination` or fr
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wamkit.errors import WamkitError, suggest
+from wamkit.inference.monitor_calibration import Calibration, MonitorError, Surprise
 
 if TYPE_CHECKING:
     from wamkit.inference.policy import Policy
-    from wamkit.types import Future
-
-Normalisation = Literal["copy_present", "horizon"]
-
-
-class MonitorError(WamkitError):
-    """A calibration that cannot be made, or observations out of order."""
+    from wamkit.types import ActionChunk, Future
 
 
 @dataclass(frozen=True)
@@ -50,20 +41,6 @@ class Imagined:
 
 
 @dataclass(frozen=True)
-class Surprise:
-    """One prediction whose moment has come; distances are mean squares over the space."""
-
-    at: float
-    """Seconds since the episode's start: when it was seen."""
-    horizon: float
-    """Seconds between the prediction and its moment."""
-    error: float
-    """Imagined against seen."""
-    change: float
-    """What was seen when it was imagined, against what is seen now: the error of copy-the-present."""
-
-
-@dataclass(frozen=True)
 class Comparison:
     """A prediction whose moment has come, with what it speaks of: arrays in the model's own space."""
 
@@ -72,169 +49,6 @@ class Comparison:
     """What was seen when it was imagined, [N, D] or [3, H, W]."""
     expected: np.ndarray
     seen: np.ndarray
-
-
-@dataclass(frozen=True)
-class Scale:
-    """What counts as usual, fitted on episodes in which all went well.
-
-    ``copy_present``: value = error / (change + floor), the floor being the median change: 1 and more says that the
-    model knew no more than that nothing happens, and where nothing moves a small error stays small. ``horizon``:
-    value = error / (mean error of that horizon).
-    """
-
-    normalisation: Normalisation
-    usual: Mapping[str, float]
-    """Horizon in milliseconds, as text -> the floor, or the mean error."""
-
-    def value(self, surprise: Surprise) -> float:
-        """The normalised surprise.
-
-        Raises:
-            MonitorError: it was calibrated on other horizons.
-        """
-        key = _key(surprise.horizon)
-        if key not in self.usual:
-            raise MonitorError(
-                f"The monitor was calibrated for horizons of {', '.join(self.usual)} ms and sees one of {key} ms: "
-                "calibrate it with this model, at this rate."
-            )
-        usual = self.usual[key]
-        if self.normalisation == "horizon":
-            return surprise.error / usual
-        return surprise.error / (surprise.change + usual)
-
-
-def _key(horizon: float) -> str:
-    return str(round(1000 * horizon))
-
-
-def fit_scale(episodes: Sequence[Sequence[Surprise]], normalisation: Normalisation = "copy_present") -> Scale:
-    """What is usual in these episodes.
-
-    Raises:
-        MonitorError: there is nothing to fit on, or nothing ever moved.
-    """
-    if normalisation not in ("copy_present", "horizon"):
-        raise MonitorError(
-            f"There is no normalisation {normalisation!r}.{suggest(normalisation, ('copy_present', 'horizon'))}"
-        )
-    by_horizon: dict[str, list[Surprise]] = {}
-    for surprise in (each for episode in episodes for each in episode):
-        by_horizon.setdefault(_key(surprise.horizon), []).append(surprise)
-    if not by_horizon:
-        raise MonitorError(
-            "No prediction came true in these episodes: look at the world at times that the model predicts "
-            "(a horizon after an earlier look), and let episodes last longer than a horizon."
-        )
-    usual = {
-        key: float(
-            np.mean([s.error for s in found]) if normalisation == "horizon" else np.median([s.change for s in found])
-        )
-        for key, found in by_horizon.items()
-    }
-    if min(usual.values()) <= 0.0:
-        raise MonitorError("Nothing ever changed in these episodes: calibrate on episodes in which the robot acts.")
-    return Scale(normalisation, usual)
-
-
-def conformal_threshold(scores: Sequence[float], false_alarm_rate: float) -> float:
-    """The threshold that a further score exceeds with at most the given probability, whatever its distribution.
-
-    The ceil((n + 1)(1 - alpha))-th smallest of n exchangeable scores (split conformal prediction; Vovk et al. 2005).
-
-    Args:
-        scores: One for each calibration episode: the greatest surprise in it.
-        false_alarm_rate: alpha, for a whole episode.
-
-    Raises:
-        MonitorError: alpha is not in (0, 1), or the episodes are too few to promise it.
-    """
-    if not 0.0 < false_alarm_rate < 1.0:
-        raise MonitorError(f"A false-alarm rate lies between 0 and 1, not at {false_alarm_rate}.")
-    values = np.sort(np.asarray(scores, dtype=np.float64))
-    if not np.isfinite(values).all():
-        raise MonitorError("A calibration score is not finite: find the episode that it came from.")
-    # The product is rounded where it is a whole number but for floating point: 20 * 0.95 is 19, not 20.
-    rank = math.ceil(round((len(values) + 1) * (1.0 - false_alarm_rate), 9))
-    if rank > len(values):
-        needed = math.ceil(round(1.0 / false_alarm_rate, 9)) - 1
-        raise MonitorError(
-            f"{len(values)} calibration episodes cannot promise a false-alarm rate of {false_alarm_rate:g}: "
-            f"it takes {needed} or more; record more successful episodes or allow more false alarms."
-        )
-    return float(values[rank - 1])
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Scale and threshold, and what they rest on; saved beside a checkpoint."""
-
-    scale: Scale
-    threshold: float
-    false_alarm_rate: float
-    memory: int
-    """Surprises whose mean is compared with the threshold."""
-    episodes: int
-    """That the threshold rests on; those of the scale are others."""
-
-    def save(self, path: Path) -> None:
-        """Write it as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
-
-    @classmethod
-    def load(cls, path: Path) -> Calibration:
-        """Read what `save` wrote.
-
-        Raises:
-            MonitorError: the file is missing or is no calibration.
-        """
-        try:
-            values = json.loads(Path(path).read_text())
-            return cls(**values | {"scale": Scale(**values["scale"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise MonitorError(
-                f"{path} is no calibration of a monitor ({error}): make one with calibrate()."
-            ) from error
-
-
-def scores(episode: Sequence[Surprise], scale: Scale, memory: int = 1) -> np.ndarray:
-    """The normalised surprise at each moment, averaged over the last ``memory`` ones: float64 [n]."""
-    values = np.array([scale.value(surprise) for surprise in episode])
-    return np.array([values[max(0, i + 1 - memory) : i + 1].mean() for i in range(len(values))])
-
-
-def calibrate(
-    episodes: Sequence[Sequence[Surprise]],
-    false_alarm_rate: float = 0.05,
-    *,
-    normalisation: Normalisation = "copy_present",
-    memory: int = 1,
-    scale_episodes: int | None = None,
-) -> Calibration:
-    """A threshold from successful episodes.
-
-    The scale is fitted on the first episodes and the threshold on the others: a score that had looked at its own
-    calibration set would break the promise.
-
-    Args:
-        episodes: The surprises of each episode, as `Monitor.history` holds them; like those to come (same tasks,
-            policy, rate, time limit), and in an order that says nothing about them.
-        false_alarm_rate: Share of such episodes that may raise an alarm.
-        normalisation: See `Scale`.
-        memory: Surprises that are averaged; more of them are calmer and later.
-        scale_episodes: For the scale; None: a quarter.
-
-    Raises:
-        MonitorError: too few episodes, or nothing to measure in them.
-    """
-    if memory < 1:
-        raise MonitorError(f"A monitor averages at least one surprise, not {memory}.")
-    count = len(episodes) // 4 if scale_episodes is None else scale_episodes
-    scale = fit_scale(episodes[:count], normalisation)
-    rest = [episode for episode in episodes[count:] if len(episode)]
-    threshold = conformal_threshold([float(scores(e, scale, memory).max()) for e in rest], false_alarm_rate)
-    return Calibration(scale, threshold, false_alarm_rate, memory, len(rest))
 
 
 @dataclass(frozen=True)
@@ -337,6 +151,23 @@ def imagined_of(future: Future) -> list[Imagined]:
         tensor.detach().float().cpu().numpy() for tensor in (future.present, future.values, future.times)
     )
     return [Imagined(*sample) for sample in zip(present, values, times, strict=True)]
+
+
+def imagined_with(
+    policy: Policy, chunk: ActionChunk, observations: Sequence[Mapping[str, Any]], *, embodiment: str | None = None
+) -> list[Imagined]:
+    """What a policy imagined where it acted, an entry for each sample: with the chunk, else by a pass of its own.
+
+    Args:
+        policy: That gave the chunk.
+        chunk: Plainly or through a runtime.
+        observations: What it acted on.
+        embodiment: As it was told to act.
+    """
+    future = chunk.imagined
+    if future is None:
+        future = policy.imagine([dict(each) for each in observations], embodiment=embodiment)
+    return imagined_of(future)
 
 
 class PolicyImagination:

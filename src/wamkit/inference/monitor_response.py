@@ -14,7 +14,8 @@ import numpy as np
 
 from wamkit.inference.execution import Hold
 from wamkit.inference.execution_loop import ControlLoop
-from wamkit.inference.monitor import Alarm, Imagined, Monitor, MonitorError
+from wamkit.inference.monitor import Alarm, Imagined, Monitor
+from wamkit.inference.monitor_calibration import MonitorError
 
 Observation = Mapping[str, Any]
 

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wamkit.inference.monitor import Calibration, Comparison, Imagined, Monitor, MonitorError, patch_distance
+from wamkit.inference.monitor import Comparison, Imagined, Monitor, patch_distance
+from wamkit.inference.monitor_calibration import Calibration, MonitorError
 from wamkit.serving.live_pictures import feature_panels, pixel_panels
 
 _EPISODES, _POINTS, _FRAMES, _ALARMS = 12, 1200, 64, 100

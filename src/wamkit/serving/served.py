@@ -16,7 +16,8 @@ from wamkit.serving.requests import RequestFormat
 
 if TYPE_CHECKING:
     from wamkit.data.contract_terms import BodyContract
-    from wamkit.inference.monitor import Calibration, Imagined
+    from wamkit.inference.monitor import Imagined
+    from wamkit.inference.monitor_calibration import Calibration
     from wamkit.inference.policy import Policy
     from wamkit.serving.live import LiveImagination, Sink, View, WatchedEpisode
     from wamkit.types import ActionChunk, Future
@@ -309,14 +310,11 @@ class ServedPolicy:
         return [actions[index] for index in range(len(items))], imagined
 
     def _imagined(self, observations: list[dict[str, Any]], chunk: ActionChunk) -> Sequence[Imagined | None]:
-        """What came with the chunk; where the model or the runtime hands out nothing, a pass of its own."""
-        from wamkit.inference.monitor import imagined_of
+        """What came with the chunk; where acting computes no future, from a pass of its own."""
+        from wamkit.inference.monitor import imagined_with
 
         try:
-            future = chunk.imagined
-            if future is None:
-                future = self._policy.imagine(observations, embodiment=self._body.embodiment)
-            return imagined_of(future)
+            return imagined_with(self._policy, chunk, observations, embodiment=self._body.embodiment)
         except Exception as error:
             log("monitor_failed", level=logging.ERROR, exception=error)
             return [None] * len(observations)
