@@ -53,6 +53,11 @@ def test_the_encoder_is_frozen(text):
     assert not any(parameter.requires_grad for parameter in text.parameters())
 
 
+def test_random_weights_have_no_store(tmp_path):
+    with pytest.raises(TextFeaturesError, match=r"Leave text\.store out"):
+        replace(SETTINGS, store=str(tmp_path))
+
+
 def test_stored_features_need_no_encoder(tmp_path):
     published = replace(SETTINGS, weights=str(tmp_path / "absent"), store=str(tmp_path / "store"))
     text = UMT5Text(published)

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from micro_causal import REPWAM, TOKENIZER, repwam
-from micro_video import VAE, gradient, seeded
+from micro_video import VAE
+from micro_weights import gradient, seeded
 
 from wamkit.dynamics.latent_action import LatentActionConfig
 from wamkit.models.causal_config import CausalModelError
@@ -26,6 +27,13 @@ GOLDEN = {
 @pytest.fixture(scope="module")
 def model() -> RepWAM:
     return repwam()
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "paper"])
+def test_some_training_frame_sees_no_first_picture(name):
+    """As all but the first do while a robot acts (docs/tokenizers.md)."""
+    config = preset(name)
+    assert config.training_frames + 1 > config.tokenizer.window
 
 
 @pytest.mark.parametrize(("config", "billions"), [(preset("paper"), 1.3), (paper_5b(), 5.0)], ids=["1.3B", "5B"])

@@ -45,6 +45,13 @@ class UMT5Settings:
     prompt: str = PROMPT
     """``{task}`` stands for the instruction."""
 
+    def __post_init__(self) -> None:
+        if self.weights is None and self.store is not None:
+            raise TextFeaturesError(
+                "an encoder of random weights has no store: another run's features would be served under the same "
+                "prompts. Leave text.store out, or name published weights"
+            )
+
 
 class UMT5Text(nn.Module):
     """Instructions to features [B, L, D] of fixed length; padding is zero and is read like any other token, as in Wan.

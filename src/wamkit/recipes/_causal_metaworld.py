@@ -14,7 +14,7 @@ def windows(model: CausalModelConfig) -> dict[str, WindowSpec]:
     """What the stages look at.
 
     Returns:
-        ``picture``: the present alone; ``short``: the first frame and one more; ``clip``: a whole sequence's pictures;
+        ``picture``: the present alone; ``short``: the first frame and two more; ``clip``: a whole sequence's pictures;
         ``frames``: its latents, encoded once and stored; ``sequence``: with its actions.
     """
     picture = WindowSpec(cameras=model.cameras, resolution=model.resolution)
@@ -22,7 +22,7 @@ def windows(model: CausalModelConfig) -> dict[str, WindowSpec]:
     frames = replace(clip, feature_views=1)
     return {
         "picture": picture,
-        "short": replace(picture, frame_offsets_s=model.offsets_s(1)),
+        "short": replace(picture, frame_offsets_s=model.offsets_s(min(2, model.training_frames))),
         "clip": clip,
         "frames": frames,
         "sequence": replace(frames, chunk_s=model.sequence_s, max_actions=model.sequence_actions),

@@ -22,7 +22,8 @@ def lingbot_va_stages(model: LingBotVAConfig) -> tuple[StageConfig, ...]:
     """The stages of a model whose VAE is trained in the run."""
     own = windows(model)
     return (
-        stage("vae", own["short"], 400, 8),
+        # Two frames after the first: with one the VAE would never meet its own cache of a later frame.
+        stage("vae", own["short"], 400, 5),
         stage("pretrain", own["frames"], 300, 32, optimizer="muon"),
         stage("adapt", own["sequence"], 700, 32, optimizer="muon"),
     )

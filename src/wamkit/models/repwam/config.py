@@ -72,7 +72,7 @@ def preset(name: str) -> RepWAMConfig:
         )
     if name == "small":
         return RepWAMConfig(
-            **_own(latent_width=96, width=256, layers=4, representation=192),
+            **_own(latent_width=96, width=256, layers=4, representation=192, window=5),
             text=byte_text(256, max_tokens=128),
             video=_video(96, heads=6, head_width=64, mlp_width=1024, layers=12, text_width=256),
             action=OwnExpert(action_dim=16, width=192, mlp_width=768),
@@ -80,7 +80,9 @@ def preset(name: str) -> RepWAMConfig:
         )
     if name == "tiny":
         return RepWAMConfig(
-            **_own(latent_width=48, width=96, layers=2, representation=64),
+            # Clips of 5 latent frames: with a wider window every frame would see its first picture in training, and
+            # hardly one does while a robot acts.
+            **_own(latent_width=48, width=96, layers=2, representation=64, window=2),
             text=byte_text(64, max_tokens=64),
             video=_video(48, heads=4, head_width=32, mlp_width=384, layers=6, text_width=64),
             action=OwnExpert(action_dim=32, width=96, mlp_width=256),
@@ -89,7 +91,7 @@ def preset(name: str) -> RepWAMConfig:
     raise WamkitError(f"RepWAM has no preset {name!r}.{suggest(name, ('tiny', 'small', 'paper'))}")
 
 
-def _own(*, latent_width: int, width: int, layers: int, representation: int) -> dict[str, Any]:
+def _own(*, latent_width: int, width: int, layers: int, representation: int, window: int) -> dict[str, Any]:
     """Tokenizer and representation that are trained on the run's own frames."""
     heads = width // 32
     objective = RepViTokObjectiveConfig(
@@ -105,6 +107,7 @@ def _own(*, latent_width: int, width: int, layers: int, representation: int) -> 
             encoder_layers=layers,
             decoder_layers=layers,
             latent_width=latent_width,
+            window=window,
             objective=objective,
         ),
         representation=PatchEncoderConfig(resolution=128, patch=16, width=representation, layers=layers + 1, heads=4),
