@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from wamkit.configuration import to_dict
 from wamkit.models.fast_wam.config import FastWAMConfig, preset
 from wamkit.models.fast_wam.model import FastWAM
 from wamkit.models.fast_wam.published_names import by_expert, by_layer, published_names
-from wamkit.models.lawam.published_names import ConversionError
-
-WEIGHTS = "model.safetensors"
+from wamkit.models.published import WEIGHTS, ConversionError, read_pickle, write_pretrained
 
 
 def convert(source: Path, destination: Path, *, config: FastWAMConfig | None = None) -> Path:
@@ -47,12 +40,7 @@ def convert(source: Path, destination: Path, *, config: FastWAMConfig | None = N
 def _read(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         return load_file(file)
-    try:
-        values = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConversionError(
-            f"{file} is not plain tensors, and no code is run from it: save its state dicts"
-        ) from error
+    values = read_pickle(file)
     parts = ("mot", "proprio_encoder")
     if not isinstance(values, Mapping) or not all(isinstance(values.get(part), Mapping) for part in parts):
         raise ConversionError(f"{file} is no published Fast-WAM: it lacks mot or proprio_encoder")
@@ -77,11 +65,8 @@ def _write_wamkit(published: Mapping[str, Tensor], config: FastWAMConfig, destin
             " not its own"
         )
     complete = {name: (published[names[name]] if name in names else value) for name, value in own.items()}
-    destination.mkdir(parents=True, exist_ok=True)
-    described: dict[str, Any] = {"type": "fast_wam", "stage": "policy", **to_dict(config)}
-    (destination / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-    save_file({k: v.clone() for k, v in complete.items()}, destination / WEIGHTS, metadata={"format": "pt"})
-    return destination / WEIGHTS
+    cloned = {name: value.clone() for name, value in complete.items()}
+    return write_pretrained(destination, "fast_wam", "policy", config, cloned)
 
 
 def _write_lerobot(tensors: Mapping[str, Tensor], destination: Path) -> Path:

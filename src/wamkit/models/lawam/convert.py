@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from wamkit.configuration import from_dict, to_dict
 from wamkit.data.embodiments import embodiment_name
 from wamkit.data.normalize import PREPROCESSOR, Normalizer
 from wamkit.models.lawam.config import LaWAMConfig, preset
-from wamkit.models.lawam.published_names import ConversionError, to_published, to_wamkit
+from wamkit.models.lawam.published_names import to_published, to_wamkit
+from wamkit.models.published import (
+    WEIGHTS,
+    ConversionError,
+    pretrained_folders,
+    read_pickle,
+    read_pretrained_config,
+    write_pretrained,
+)
 
-WEIGHTS = "model.safetensors"
 CARRIED = "published_extras.safetensors"
 """What the published file holds and our model has no use for, kept beside ours for the way back."""
 ROOT = "policy_backend."
@@ -87,20 +91,15 @@ def convert(
     """
     file = _weights_file(source)
     tensors = _read(file)
+    if not any(ROOT in name for name in tensors):
+        own = config or read_pretrained_config(file.parent, "lawam", LaWAMConfig)
+        return _write_published(tensors, own, file.parent / CARRIED, destination)
     beside = file.parent / "config.json"
-    values = json.loads(beside.read_text()) if beside.is_file() else None
-    if any(ROOT in name for name in tensors):
-        chosen = config or _sized(config_of_lerobot(values) if values else released(preset("paper")), tensors)
-        written = _write_wamkit(tensors, chosen, destination)
-        _write_statistics(file.parent, values or {}, destination)
-        return written
-    if config is None:
-        if values is None or values.pop("type", None) != "lawam":
-            raise ConversionError(f"{file} has no config.json of a LaWAM beside it: name a pretrained_model folder")
-        config = from_dict(
-            LaWAMConfig, {k: v for k, v in values.items() if k not in ("stage", "contract")}, "config.json"
-        )
-    return _write_published(tensors, config, file.parent / CARRIED, destination)
+    values = json.loads(beside.read_text()) if beside.is_file() else {}
+    chosen = config or _sized(config_of_lerobot(values) if values else released(preset("paper")), tensors)
+    written = _write_wamkit(tensors, chosen, destination)
+    _write_statistics(file.parent, values, destination)
+    return written
 
 
 def _sized(config: LaWAMConfig, tensors: Mapping[str, Tensor]) -> LaWAMConfig:
@@ -118,11 +117,8 @@ def _write_wamkit(tensors: Mapping[str, Tensor], config: LaWAMConfig, destinatio
     if not nested:
         bare = {name.replace(DINO_OLD, DINO_NEW, 1): value for name, value in bare.items()}
     ours, carried = to_wamkit(bare, config)
-    destination.mkdir(parents=True, exist_ok=True)
-    described = {"type": "lawam", "stage": "policy", **to_dict(config)}
-    (destination / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-    file = destination / WEIGHTS
-    save_file({name: value.contiguous() for name, value in ours.items()}, file, metadata={"format": "pt"})
+    whole = {name: value.contiguous() for name, value in ours.items()}
+    file = write_pretrained(destination, "lawam", "policy", config, whole)
     origin = {"format": "pt", "prefix": prefix, "dino": "nested" if nested else "flat"}
     save_file({name: value.contiguous() for name, value in carried.items()}, destination / CARRIED, metadata=origin)
     return file
@@ -158,7 +154,7 @@ def _write_published(tensors: Mapping[str, Tensor], config: LaWAMConfig, extras:
 def _weights_file(source: Path) -> Path:
     if source.is_file():
         return source
-    for folder in (source, source / "pretrained_model", source / "checkpoints" / "last" / "pretrained_model"):
+    for folder in pretrained_folders(source):
         for name in (WEIGHTS, "pytorch_model.pt"):
             if (folder / name).is_file():
                 return folder / name
@@ -168,12 +164,7 @@ def _weights_file(source: Path) -> Path:
 def _read(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         return load_file(file)
-    try:
-        values = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConversionError(
-            f"{file} is not plain tensors, and no code is run from it: save its state dict"
-        ) from error
+    values = read_pickle(file)
     values = values.get("state_dict", values) if isinstance(values, dict) else values
     if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
         raise ConversionError(f"{file} is no state dict (names to tensors)")

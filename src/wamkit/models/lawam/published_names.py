@@ -7,61 +7,17 @@ bit-equal. Published names stand here without their root ``policy_backend.``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from wamkit.dynamics.latent_action import LatentActionConfig
-from wamkit.errors import WamkitError
 from wamkit.models.lawam.config import LaWAMConfig
 from wamkit.models.lawam.model import LaWAM
+from wamkit.models.published import ConversionError, Link
 
 UNUSED = ("flow.cfg_embeddings", "flow.time_encoder.freqs")
 """Guidance's learned stand-in for the subgoal (guidance is off: drop 0, scale 1), and a table that is computed."""
-
-
-class ConversionError(WamkitError):
-    """A checkpoint that does not fit the names or sizes asked for."""
-
-
-@dataclass(frozen=True)
-class Link:
-    """Tensors of ours whose concatenation (first axis) is the concatenation of published ones."""
-
-    ours: tuple[str, ...]
-    published: tuple[str, ...]
-    leading_axis: bool = False
-    """The published tensor has a leading axis of one."""
-    swapped: int | None = None
-    """Axis whose two halves change places: scale and shift, or cosines and sines."""
-
-    def to_ours(self, published: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-        """Our tensors of this link."""
-        whole = _joined(published, self.published)
-        if self.leading_axis:
-            whole = whole.squeeze(0)
-        parts = [whole] if len(self.ours) == 1 else whole.split([shapes[name][0] for name in self.ours])
-        return {name: self._swap(part) for name, part in zip(self.ours, parts, strict=True)}
-
-    def to_published(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The published tensors of this link."""
-        whole = _joined(ours, self.ours)
-        if self.leading_axis:
-            whole = whole.unsqueeze(0)
-        parts = [whole] if len(self.published) == 1 else whole.chunk(len(self.published))
-        return {name: self._swap(part) for name, part in zip(self.published, parts, strict=True)}
-
-    def _swap(self, tensor: Tensor) -> Tensor:
-        if self.swapped is None:
-            return tensor
-        first, second = tensor.chunk(2, dim=self.swapped)
-        return torch.cat([second, first], dim=self.swapped)
-
-
-def _joined(tensors: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
-    parts = [tensors[name] for name in names]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _same(ours: str, published: str, *names: str) -> Iterator[Link]:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from wamkit.configuration import from_dict, to_dict
-from wamkit.models.lawam.published_names import ConversionError
 from wamkit.models.light_wam.config import LightWAMConfig, preset
 from wamkit.models.light_wam.model import LightWAM
 from wamkit.models.light_wam.published_names import flattened, links, nested
+from wamkit.models.published import (
+    WEIGHTS,
+    ConversionError,
+    pretrained_folders,
+    read_pickle,
+    read_pretrained_config,
+    write_pretrained,
+)
 from wamkit.nn.lora import is_lora
-
-WEIGHTS = "model.safetensors"
 
 
 def released(config: LightWAMConfig) -> LightWAMConfig:
@@ -51,12 +52,7 @@ def convert(source: Path, destination: Path, *, config: LightWAMConfig | None = 
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    try:
-        values = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConversionError(
-            f"{file} is not plain tensors, and no code is run from it: save its state dicts"
-        ) from error
+    values = read_pickle(file)
     if not isinstance(values, Mapping):
         raise ConversionError(f"{file} is no dict of state dicts")
     return flattened(values)
@@ -96,24 +92,14 @@ def _write_wamkit(published: Mapping[str, Tensor], config: LightWAMConfig, desti
         )
     # Cloned: a small text encoder's tied embedding would otherwise be refused by safetensors.
     complete = {name: ours.get(name, value).clone() for name, value in model.state_dict().items()}
-    destination.mkdir(parents=True, exist_ok=True)
-    described: dict[str, Any] = {"type": "light_wam", "stage": "policy", **to_dict(config)}
-    (destination / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-    save_file(complete, destination / WEIGHTS, metadata={"format": "pt"})
-    return destination / WEIGHTS
+    return write_pretrained(destination, "light_wam", "policy", config, complete)
 
 
 def _write_published(source: Path, destination: Path) -> Path:
-    folder = next(
-        (f for f in (source, source / "pretrained_model", source / "checkpoints" / "last" / "pretrained_model")
-         if (f / WEIGHTS).is_file() and (f / "config.json").is_file()), None,
-    )  # fmt: skip
+    folder = next((folder for folder in pretrained_folders(source) if (folder / WEIGHTS).is_file()), None)
     if folder is None:
-        raise ConversionError(f"{source} holds no {WEIGHTS} with its config.json; name a pretrained_model folder")
-    values = json.loads((folder / "config.json").read_text())
-    if values.pop("type", None) != "light_wam":
-        raise ConversionError(f"{folder} is no Light-WAM: name the converter of its own model")
-    from_dict(LightWAMConfig, {k: v for k, v in values.items() if k not in ("stage", "contract")}, "config.json")
+        raise ConversionError(f"{source} holds no {WEIGHTS}; name a pretrained_model folder")
+    read_pretrained_config(folder, "light_wam", LightWAMConfig)
     tensors = load_file(folder / WEIGHTS)
     published: dict[str, Tensor] = {}
     for link in links(tensors):

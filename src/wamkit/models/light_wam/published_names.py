@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from wamkit.dynamics.wan_names import original_name
-from wamkit.models.lawam.published_names import ConversionError, Link
+from wamkit.models.published import ConversionError, Link
 
 BACKBONE, EXPERT, STATE = "mot", "state_fusion_action_expert", "proprio_encoder"
 OLD_BACKBONE = "dit"

@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from wamkit.configuration import to_dict
 from wamkit.encoders.wan_vae import WanVAE
-from wamkit.models.lawam.published_names import ConversionError
 from wamkit.models.lingbot_va.config import LingBotVAConfig, preset
 from wamkit.models.lingbot_va.model import LingBotVA
 from wamkit.models.lingbot_va.published_names import from_published, to_published
+from wamkit.models.published import WEIGHTS, ConversionError, write_pretrained
 
-WEIGHTS = "model.safetensors"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
 
@@ -67,11 +64,8 @@ def _write_wamkit(published: Mapping[str, Tensor], config: LingBotVAConfig, dest
         own |= from_published(published, own)
     except ValueError as error:
         raise ConversionError(str(error)) from error
-    destination.mkdir(parents=True, exist_ok=True)
-    described: dict[str, Any] = {"type": "lingbot_va", "stage": "adapt", **to_dict(config)}
-    (destination / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-    save_file({k: v.clone() for k, v in own.items()}, destination / WEIGHTS, metadata={"format": "pt"})
-    return destination / WEIGHTS
+    cloned = {name: value.clone() for name, value in own.items()}
+    return write_pretrained(destination, "lingbot_va", "adapt", config, cloned)
 
 
 def _write_published(tensors: Mapping[str, Tensor], destination: Path) -> Path:
