@@ -73,7 +73,7 @@ def bell_weight(noise_level: Float[Tensor, "*batch"], *, shift: float = 5.0) -> 
     """Weight of a training sample at its noise level, as Fast-WAM and Light-WAM have it.
 
     A bell exp(-2 (s - 1/2)^2), lowered so that its least value over Wan's 1000 training levels is 0, and scaled so
-    that its mean over them is 1: the data's end weighs most after the shift, pure noise little.
+    that its mean over them is 1: nothing at pure noise and at the data, most half-way between.
     """
     levels = shifted_noise_level(torch.linspace(1.0, 0.001, 1000, dtype=torch.float64), shift=shift)
     grid = torch.exp(-2.0 * (levels - 0.5).square())
