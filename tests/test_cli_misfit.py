@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "evaluation"))
-sys.path.insert(0, str(Path(__file__).parent / "inference"))
 from fake_world import FakeFactory
 from micro_policy import micro_policy, save, seen
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
 from micro_causal import REPWAM, repwam
-from micro_video import seeded
+from micro_weights import seeded
 
 from wamkit.dynamics.causal_cache import Batch, Row
 from wamkit.dynamics.causal_transformer import Sequences

@@ -9,7 +9,6 @@ import numpy as np
 
 # Worker processes must find the fake world too: they inherit this path.
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
 from fake_world import FakeFactory
 from micro_policy import micro_policy
 

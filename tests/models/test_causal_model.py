@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from micro_causal import LINGBOT, lingbot, repwam
-from micro_video import seeded
+from micro_weights import seeded
 
 from wamkit.encoders.base import ClipError
 from wamkit.models.action_groups import ActionGroupError, flattened, grouped, steps_of

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from micro_video import FAST, fast, other_future, seeded
+from micro_video import FAST, fast
+from micro_weights import other_future, seeded
 
 from wamkit.models.base import StageError
 from wamkit.models.fast_wam import FastWAM, preset

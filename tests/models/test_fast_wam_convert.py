@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from micro_video import FAST, VAE, fast, named_weights
+from micro_video import FAST, VAE, fast
+from micro_weights import named_weights
 from safetensors.torch import load_file, save_file
 
 from wamkit.encoders.wan_vae import WanVAE
 from wamkit.models.fast_wam.convert import convert
 from wamkit.models.fast_wam.published_names import by_expert, by_layer, published_names
-from wamkit.models.lawam.published_names import ConversionError
+from wamkit.models.published import ConversionError
 
 
 @pytest.fixture(scope="module")

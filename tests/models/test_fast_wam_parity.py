@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from micro_video import fast, seeded
+from micro_video import fast
+from micro_weights import seeded
 from torch import nn
 
 from wamkit.losses import flow_matching

@@ -19,7 +19,7 @@ from wamkit.encoders.dinov3 import DINOv3Config
 from wamkit.encoders.qwen3_vl import Qwen3VLSettings
 from wamkit.models.lawam import LaWAM, LaWAMConfig
 from wamkit.models.lawam.convert import CARRIED, config_of_lerobot, convert, released
-from wamkit.models.lawam.published_names import ConversionError
+from wamkit.models.published import ConversionError
 from wamkit.nn.position import overlaid_grid_sincos
 
 GRID, FEATURES, WORDS, LATENT = 4, 24, 48, 8

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from micro_video import LIGHT, gradient, light, other_future, seeded
+from micro_video import LIGHT, light
+from micro_weights import gradient, other_future, seeded
 
 from wamkit.dynamics.video_flow import downsample
 from wamkit.errors import WamkitError

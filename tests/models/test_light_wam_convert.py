@@ -7,15 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from micro_video import LIGHT, VAE, VIDEO, light, named_weights
+from micro_video import LIGHT, VAE, VIDEO, light
+from micro_weights import named_weights
 from safetensors.torch import load_file, save_file
 
 from wamkit.configuration import to_dict
 from wamkit.dynamics.video_dit import VideoDiT
 from wamkit.encoders.wan_vae import WanVAE
-from wamkit.models.lawam.published_names import ConversionError
 from wamkit.models.light_wam.convert import convert, released
 from wamkit.models.light_wam.published_names import flattened, links, nested
+from wamkit.models.published import ConversionError
 from wamkit.models.registry import build
 
 
@@ -130,7 +131,7 @@ def test_another_models_folder_is_refused(tmp_path):
     folder.mkdir()
     save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"type": "lawam"}))
-    with pytest.raises(ConversionError, match="is no Light-WAM"):
+    with pytest.raises(ConversionError, match="no config.json of a light_wam"):
         convert(folder, tmp_path / "x.pt")
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from micro_causal import LINGBOT, OWN, lingbot
-from micro_video import gradient, seeded
+from micro_weights import gradient, seeded
 
 from wamkit.models.lingbot_va import LingBotVA, preset
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from wamkit.encoders.wan_vae import WanVAE
 from wamkit.inference.policy import read_config
-from wamkit.models.lawam.published_names import ConversionError
 from wamkit.models.lingbot_va.convert import convert
 from wamkit.models.lingbot_va.published_names import published_names
+from wamkit.models.published import ConversionError
 
 NAMED = replace(LINGBOT, tokenizer=replace(LINGBOT.tokenizer, weights="somewhere"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from micro_causal import lingbot
-from micro_video import seeded
+from micro_weights import seeded
 
 from wamkit.dynamics.causal_cache import Batch
 from wamkit.dynamics.causal_layout import Role, dense_mask, teacher_forcing

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from micro_video import FAST, fast, light, seeded
+from micro_video import FAST, fast, light
+from micro_weights import seeded
 
 from wamkit.inference.runtime import Runtime, RuntimeSettings
 from wamkit.inference.runtime_record import LINEAR

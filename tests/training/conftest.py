@@ -1,4 +1,4 @@
-"""Lets the tests of this folder, and the processes that they start, import the toy model beside them."""
+"""What the tests of this folder share; they, and the processes that they start, import the toys beside them."""
 
 from __future__ import annotations
 
@@ -30,3 +30,13 @@ def processes() -> multiprocessing.context.BaseContext:
         ["toy_training", "wamkit.training.loop", "accelerate", "accelerate.utils", "torch._dynamo", "numpy.random"]
     )
     return context
+
+
+@pytest.fixture(scope="session")
+def disc_recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three short episodes at 10 Hz with one camera, ``front``, and two instructions."""
+    from wamkit.data.synthetic import make_synthetic_dataset
+
+    root = tmp_path_factory.mktemp("disc") / "data"
+    make_synthetic_dataset(root, episodes=3, length=14, fps=10, task=("push the disc", "pull it"))
+    return root

@@ -2,78 +2,46 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from micro_causal import LINGBOT, REPWAM
+from whole_road import latent_stores, short_run, weights_by_stage
 
-from wamkit.data.synthetic import make_synthetic_dataset
 from wamkit.inference.execution_policy import policy_source
 from wamkit.inference.policy import load
 from wamkit.models import registry
 from wamkit.models.causal_config import CausalModelError
-from wamkit.recipes._causal_metaworld import causal_metaworld, windows
-from wamkit.recipes.lingbot_va_metaworld import lingbot_va_metaworld
+from wamkit.recipes._causal_metaworld import causal_metaworld
+from wamkit.recipes.lingbot_va_metaworld import lingbot_va_metaworld, lingbot_va_stages
 from wamkit.recipes.repwam_metaworld import repwam_metaworld, repwam_stages
-from wamkit.training.config import DatasetConfig, StageConfig, TrainConfig
+from wamkit.training.config import StageConfig
 from wamkit.training.loop import train
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
-from micro_causal import LINGBOT, REPWAM
 
 # At 10 Hz a latent frame of 0.2 s holds two actions, and the picture at its end is really recorded.
 HELD = dict(pictures="held", training_frames=2)
 MODELS = {"repwam": replace(REPWAM, **HELD), "lingbot_va": replace(LINGBOT, **HELD)}
-
-
-@pytest.fixture(scope="module")
-def recording(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("disc") / "data"
-    make_synthetic_dataset(root, episodes=3, length=10, fps=10, task=("push the disc", "pull it"))
-    return root
-
-
-def run(name: str, recording: Path, output_dir: Path) -> TrainConfig:
-    model = MODELS[name]
-    recipe = repwam_stages(model) if name == "repwam" else lingbot_va_metaworld().stages
-    own, shapes = windows(model), {"vae": "short", "pretrain": "frames", "adapt": "sequence"}
-    stages = []
-    for stage in recipe:
-        window = stage.window if name == "repwam" else own[shapes[stage.name]]
-        stages.append(replace(stage, window=window, steps=2, batch_size=4, warmup_steps=0))
-    return replace(
-        causal_metaworld(name, tuple(stages), model),
-        dataset=DatasetConfig(roots=(str(recording),), holdout_episodes=1),
-        output_dir=str(output_dir),
-        device="cpu",
-        precision="fp32",
-        validation_batches=1,
-        logger="none",
-    )
+STAGES = {"repwam": repwam_stages, "lingbot_va": lingbot_va_stages}
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
-def trained(request, recording, tmp_path_factory) -> tuple[str, Path]:
-    folder = tmp_path_factory.mktemp(request.param) / "run"
-    train(run(request.param, recording, folder))
-    return request.param, folder
+def trained(request, disc_recording, tmp_path_factory) -> tuple[str, Path]:
+    name, folder = request.param, tmp_path_factory.mktemp(request.param) / "run"
+    stages = STAGES[name](MODELS[name])
+    train(short_run(causal_metaworld(name, stages, MODELS[name]), disc_recording, folder))
+    return name, folder
 
 
 def test_the_whole_road(trained):
     name, folder = trained
-    checkpoints = [c for c in sorted((folder / "checkpoints").iterdir()) if not c.is_symlink()]
-    model = registry.build(name, MODELS[name])
-    assert len(checkpoints) == len(model.stages)
-    stores = [store for store in (folder / "cache").iterdir() if store.name.startswith("latents-")]
-    assert len(stores) == 1  # the tokenizer is frozen after its stage: all later stages read one store
-    weights = [load_file(c / "pretrained_model" / "model.safetensors") for c in checkpoints]
-    by_stage = dict(zip(model.stages, weights, strict=True))
+    by_stage = weights_by_stage(folder, registry.build(name, MODELS[name]).stages)
+    assert len(latent_stores(folder)) == 1  # the tokenizer is frozen after its stage: all later stages read one store
+    first = next(iter(by_stage.values()))
     for stage in ("pretrain", "adapt"):
-        moved = {n for n, value in by_stage[stage].items() if not torch.equal(value, weights[0][n])}
+        moved = {n for n, value in by_stage[stage].items() if not torch.equal(value, first[n])}
         assert any(n.startswith("transformer.video.") for n in moved), stage
     tokenizer = by_stage["tokenizer" if name == "repwam" else "vae"]
     assert all(torch.equal(by_stage["adapt"][n], v) for n, v in tokenizer.items() if n.startswith("tokenizer."))

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from micro_lawam import LAWAM
 from safetensors.torch import load_file
 
-from wamkit.actions.flow_expert import FlowExpertConfig
+from wamkit.data.embodiments import MAX_EMBODIMENTS
 from wamkit.data.normalize import ACTION, Normalizer
 from wamkit.data.synthetic import make_synthetic_dataset
 from wamkit.data.windows import WindowSpec
-from wamkit.dynamics.latent_action import LatentActionConfig
-from wamkit.encoders.patch_encoder import PatchEncoderConfig
 from wamkit.errors import WamkitError
-from wamkit.models.lawam.config import LaWAMConfig, preset
+from wamkit.models.lawam.config import LaWAMConfig
 from wamkit.training.config import DatasetConfig, StageConfig, StartingPolicy, TrainConfig
 from wamkit.training.errors import ResumeError, TrainingError
 from wamkit.training.loop import train
@@ -26,32 +25,20 @@ from wamkit.training.stages import build_model, holdout_split
 
 
 def small_lawam() -> LaWAMConfig:
-    tiny = preset("tiny")
+    """For any robot, since recordings may be of one without a name; with dropout, which resuming must bring back."""
     return dataclasses.replace(
-        tiny,
-        encoder=PatchEncoderConfig(
-            resolution=64, patch=16, width=32, layers=1, heads=2, decoder_width=32, decoder_layers=1
-        ),
-        latent_action=LatentActionConfig(
-            width=32, heads=2, encoder_layers=1, decoder_layers=1, latent_width=8, max_state_dim=8
-        ),
-        vlm=dataclasses.replace(
-            tiny.vlm, resolution=64, width=32, layers=2, heads=2, key_value_heads=2, head_dim=16, mlp_width=64,
-            rope_sections=(4, 2, 2), vision_width=32, vision_layers=2, vision_heads=2, vision_mlp_width=64,
-            vision_position_grid=4,
-        ),
-        action=FlowExpertConfig(width=32, layers=4, heads=2, action_dim=4, dropout=0.1, time_unit_s=0.1),
+        LAWAM,
+        latent_action=dataclasses.replace(LAWAM.latent_action, embodiments=MAX_EMBODIMENTS),
+        action=dataclasses.replace(LAWAM.action, embodiments=MAX_EMBODIMENTS, dropout=0.1),
         cameras=("front",),
-        horizon_s=0.5,
-        max_actions=8,
-    )  # fmt: skip
+    )
 
 
 def config(root: Path, output_dir: Path, **changes) -> TrainConfig:
     model = small_lawam()
     here, horizon = (0.0,), (0.0, model.horizon_s)
     common = {"batch_size": 8, "learning_rate": 1e-3, "steps": 4}
-    seen = {"cameras": model.cameras, "resolution": 64}
+    seen = {"cameras": model.cameras, "resolution": model.encoder.resolution}
     settings = {
         "name": "synthetic",
         "model": "lawam",
@@ -64,7 +51,9 @@ def config(root: Path, output_dir: Path, **changes) -> TrainConfig:
             ),
             StageConfig(
                 name="policy",
-                window=WindowSpec(frame_offsets_s=horizon, chunk_s=0.5, max_actions=8, feature_views=1, **seen),
+                window=WindowSpec(
+                    frame_offsets_s=horizon, chunk_s=model.horizon_s, max_actions=8, feature_views=1, **seen
+                ),
                 ema_decay=0.9,
                 **common,
             ),
@@ -208,7 +197,7 @@ def test_a_broken_video_stops_a_later_stage_and_loses_nothing(root, tmp_path):
     copy = tmp_path / "recorded"
     shutil.copytree(root, copy)
     whole = config(copy, tmp_path / "run")
-    larger = dataclasses.replace(whole.stages[1], window=dataclasses.replace(whole.stages[1].window, resolution=32))
+    larger = dataclasses.replace(whole.stages[1], window=dataclasses.replace(whole.stages[1].window, resolution=64))
     video = next(copy.rglob("*.mp4"))
     intact = video.read_bytes()
     train(dataclasses.replace(whole, stages=whole.stages[:1]))

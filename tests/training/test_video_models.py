@@ -2,76 +2,38 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from micro_video import FAST, LIGHT
+from whole_road import latent_stores, short_run, weights_by_stage
 
-from wamkit.data.synthetic import make_synthetic_dataset
-from wamkit.data.windows import WindowSpec
 from wamkit.inference.policy import load
 from wamkit.models import registry
+from wamkit.recipes._video_policy import video_policy
 from wamkit.recipes.fast_wam_metaworld import fast_wam_metaworld
 from wamkit.recipes.light_wam_metaworld import light_wam_metaworld
-from wamkit.training.config import DatasetConfig, StageConfig, TrainConfig
 from wamkit.training.loop import train
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
-from micro_video import FAST, LIGHT
 
 ONE_VIEW = dict(cameras=("front",), canvas="single", horizon_s=0.4)
 MODELS = {"light_wam": replace(LIGHT, **ONE_VIEW), "fast_wam": replace(FAST, **ONE_VIEW)}
 
 
-@pytest.fixture(scope="module")
-def recording(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("disc") / "data"
-    make_synthetic_dataset(root, episodes=3, length=14, fps=10, task=("push the disc", "pull it"))
-    return root
-
-
-def run(name: str, recording: Path, output_dir: Path) -> TrainConfig:
-    model = MODELS[name]
-    clip = dict(frame_offsets_s=model.frame_offsets_s, cameras=model.cameras, resolution=model.resolution)
-    common = dict(steps=2, batch_size=4, learning_rate=1e-3)
-    chunk = dict(feature_views=1, chunk_s=model.horizon_s, max_actions=model.max_actions)
-    return TrainConfig(
-        name="disc",
-        model=name,
-        model_config=model,
-        dataset=DatasetConfig(roots=(str(recording),), holdout_episodes=1),
-        stages=(
-            StageConfig(name="vae", window=WindowSpec(**clip), **common),
-            StageConfig(name="video", window=WindowSpec(**clip, feature_views=1), **common),
-            StageConfig(name="policy", window=WindowSpec(**clip, **chunk), **common),
-        ),
-        output_dir=str(output_dir),
-        device="cpu",
-        precision="fp32",
-        validation_batches=1,
-        logger="none",
-    )
-
-
 @pytest.fixture(scope="module", params=list(MODELS))
-def trained(request, recording, tmp_path_factory) -> tuple[str, Path]:
-    folder = tmp_path_factory.mktemp(request.param) / "run"
-    train(run(request.param, recording, folder))
-    return request.param, folder
+def trained(request, disc_recording, tmp_path_factory) -> tuple[str, Path]:
+    name, folder = request.param, tmp_path_factory.mktemp(request.param) / "run"
+    train(short_run(video_policy(name, MODELS[name], "disc", policy_steps=2), disc_recording, folder))
+    return name, folder
 
 
 def test_the_whole_road(trained):
     name, folder = trained
-    checkpoints = sorted((folder / "checkpoints").iterdir())
-    stores = [store for store in (folder / "cache").iterdir() if store.name.startswith("latents-")]
-    assert len(stores) == 1  # the VAE is frozen after its stage, so both later stages read one store
-    by_stage = [load_file(c / "pretrained_model" / "model.safetensors") for c in checkpoints if not c.is_symlink()]
-    assert len(by_stage) == 3
-    after_vae, after_video, after_policy = by_stage
+    assert len(latent_stores(folder)) == 1  # the VAE is frozen after its stage, so both later stages read one store
+    by_stage = weights_by_stage(folder, ("vae", "video", "policy"))
+    after_vae, after_video, after_policy = by_stage.values()
     for key, value in after_policy.items():
         if key.startswith(("vae.", "text.")):
             assert torch.equal(value, after_vae[key]), key
@@ -96,13 +58,13 @@ def test_the_whole_road(trained):
     assert future.times[0].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
-def test_imagining_from_the_command_line(trained, recording, tmp_path):
+def test_imagining_from_the_command_line(trained, disc_recording, tmp_path):
     """Video beside the real one, on the held-out episode, and pictures of it."""
     from wamkit.cli.groups import DatasetFlags, PolicyFlags
     from wamkit.cli.imagine import ImagineArguments, imagine
     from wamkit.evaluation.results import load_json
 
-    arguments = ImagineArguments(PolicyFlags(trained[1]), DatasetFlags(recording), tmp_path / "out", windows=4)
+    arguments = ImagineArguments(PolicyFlags(trained[1]), DatasetFlags(disc_recording), tmp_path / "out", windows=4)
     said = imagine(arguments)
     assert "video 0.10 s ahead: PSNR" in said
     result = load_json(tmp_path / "out" / "imagine.json")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from micro_video import VAE, named_weights
+from micro_video import VAE
+from micro_weights import named_weights
 
 from wamkit.actions.grouped_actions import OwnExpert, SharedBlocks
 from wamkit.dynamics.linear_transition import LinearTransitionConfig

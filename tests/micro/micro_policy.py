@@ -8,57 +8,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from micro_lawam import LAWAM
 
-from wamkit.actions.flow_expert import FlowExpertConfig
 from wamkit.configuration import to_dict
 from wamkit.data.contract_terms import BodyContract, CameraContract, Contract, VectorContract
 from wamkit.data.normalize import ACTION, STATE, Normalizer
-from wamkit.dynamics.latent_action import LatentActionConfig
-from wamkit.encoders.byte_text import ByteTokenizer
-from wamkit.encoders.patch_encoder import PatchEncoderConfig
-from wamkit.encoders.qwen3_vl import Qwen3VLSettings
 from wamkit.inference.policy import Policy
-from wamkit.models.lawam import LaWAM, LaWAMConfig
+from wamkit.models.lawam import LaWAM
 from wamkit.training.checkpoint import WEIGHTS, save_weights, write_json
 
-CAMERA, SIDE, HORIZON = "front", 32, 0.4
-CONFIG = LaWAMConfig(
-    encoder=PatchEncoderConfig(
-        resolution=SIDE, patch=8, width=24, layers=1, heads=2, decoder_width=16, decoder_layers=1
-    ),
-    latent_action=LatentActionConfig(
-        width=32, heads=4, encoder_layers=1, decoder_layers=1, latent_width=8, max_state_dim=6, embodiments=16
-    ),
-    vlm=Qwen3VLSettings(
-        weights=None,
-        resolution=SIDE,
-        width=32,
-        layers=2,
-        heads=2,
-        key_value_heads=1,
-        head_dim=24,
-        mlp_width=48,
-        vocabulary=ByteTokenizer.vocabulary,
-        rope_theta=1e4,
-        rope_sections=(4, 4, 4),
-        vision_width=16,
-        vision_layers=2,
-        vision_heads=2,
-        vision_mlp_width=32,
-        vision_patch=8,
-        vision_position_grid=4,
-        deepstack_layers=(0,),
-        freeze_token_embeddings=False,
-        max_instruction_tokens=40,
-    ),
-    action=FlowExpertConfig(
-        width=32, layers=4, heads=4, action_dim=3, embodiments=16, dropout=0.0, time_unit_s=0.05, denoise_steps=2
-    ),
+CAMERA, SIDE, HORIZON = "front", LAWAM.encoder.resolution, LAWAM.horizon_s
+CONFIG = replace(
+    LAWAM,
+    latent_action=replace(LAWAM.latent_action, encoder_layers=1, decoder_layers=1, embodiments=16),
+    vlm=replace(LAWAM.vlm, max_instruction_tokens=40),
+    action=replace(LAWAM.action, action_dim=3, embodiments=16, denoise_steps=2),
     cameras=(CAMERA,),
-    latent_queries=2,
-    action_queries=2,
-    horizon_s=HORIZON,
-    max_actions=8,
 )
 
 

@@ -1,11 +1,10 @@
-"""Configs of the video models small enough for tests by the dozen, and weights that no initialisation has a say in."""
+"""Configs of the video models small enough for tests by the dozen."""
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import replace
 
-import torch
+from micro_weights import named_weights
 
 from wamkit.actions.action_dit import ActionDiTConfig
 from wamkit.actions.state_fusion import StateFusionConfig
@@ -14,7 +13,6 @@ from wamkit.encoders.wan_vae import WanVAEConfig
 from wamkit.models.fast_wam import FastWAM, FastWAMConfig
 from wamkit.models.light_wam import LightWAM, LightWAMConfig
 from wamkit.models.video_config import byte_text
-from wamkit.types import Window
 
 VAE = WanVAEConfig(
     weights=None,
@@ -51,35 +49,9 @@ LIGHT = LightWAMConfig(
 FAST = FastWAMConfig(**COMMON, action=ActionDiTConfig(action_dim=6, width=16, mlp_width=24, time_width=16))
 
 
-def named_weights(model: torch.nn.Module) -> torch.nn.Module:
-    """Weights that depend on names alone, so that no gate is shut and a golden number stays one."""
-    for name, parameter in model.named_parameters():
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        with torch.no_grad():
-            norm = parameter.ndim == 1 and name.endswith("weight")
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15 + norm)
-    return model
-
-
 def light(**changes) -> LightWAM:
     return named_weights(LightWAM(replace(LIGHT, **changes)))
 
 
 def fast(**changes) -> FastWAM:
     return named_weights(FastWAM(replace(FAST, **changes)))
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def other_future(window: Window) -> Window:
-    """The same present, every later picture inverted."""
-    frames = {camera: pictures.clone() for camera, pictures in window.frames.items()}
-    for pictures in frames.values():
-        pictures[:, 1:] = 255 - pictures[:, 1:]
-    return replace(window, frames=frames)
-
-
-def gradient(*modules: torch.nn.Module) -> float:
-    return sum(p.grad.abs().sum().item() for m in modules for p in m.parameters() if p.grad is not None)
