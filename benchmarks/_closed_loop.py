@@ -88,6 +88,7 @@ def parser(
     for name, steps in stages.items():
         flags.add_argument(f"--{name}_steps", type=int, default=steps)
     flags.add_argument("--max_steps", type=int, default=None, help="time limit of an episode; default the simulator's")
+    flags.add_argument("--n_action_steps", type=int, default=None, help="executed of each chunk; default all of it")
     flags.add_argument("--workers", type=int, default=None, help="simulator processes; default one a core")
     flags.add_argument("--output_dir", type=Path, default=Path("outputs") / benchmark)
     flags.set_defaults(benchmark=benchmark, stages=tuple(stages))
@@ -260,13 +261,15 @@ def started_from(shared: Path, config: TrainConfig, parts: tuple[str, ...]) -> W
 def evaluate(
     options: argparse.Namespace, seed: int, trained: dict[str, Path], hashes: dict[str, str], cameras: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """Every arm of a seed on the same initial states, all of its chunks executed whole."""
+    """Every arm of a seed on the same initial states."""
     arms = []
     for name, checkpoint in trained.items():
         policy = load(checkpoint, embodiment="metaworld", rate_hz=NATIVE_HZ)
         arms.append(PolicyArm(policy, name, identity=hashes[name]))
     make = EnvFactory("metaworld", {"resolution": 128, "cameras": cameras} | _limit(options))
-    settings = RolloutSettings(seed=seed, n_episodes=options.episodes, workers=options.workers)
+    settings = RolloutSettings(
+        seed=seed, n_episodes=options.episodes, workers=options.workers, n_action_steps=options.n_action_steps
+    )
     output_dir = options.output_dir / "evaluation" / f"seed{seed}"
     with progress_bar(f"evaluating seed {seed}") as progress:
         return rollout(arms, options.tasks, make, output_dir, settings, resume=True, progress=progress)

@@ -53,6 +53,7 @@ def arms(options: argparse.Namespace) -> list[closed_loop.TrainedArm]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     flags = closed_loop.parser(__doc__, TASKS, "auxiliary_video", recipes=tuple(RECIPES.values()))
+    flags.set_defaults(n_action_steps=8)  # half a chunk, as the demo does; the papers execute a quarter to a third
     flags.add_argument("--arms", nargs="+", help="only these")
     options = closed_loop.parsed(flags, arguments)
     known = arms(options)

@@ -124,6 +124,7 @@ def video_errors(options: argparse.Namespace, trained: dict[str, Path], unseen: 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     flags = closed_loop.parser(__doc__, TASKS, "downsampling", recipes=(light_wam_metaworld,))
+    flags.set_defaults(n_action_steps=8)  # half a chunk, as the demo does; the papers execute a quarter to a third
     options = closed_loop.parsed(flags, arguments)
     models = configs(preset(options.preset))
     arms = [

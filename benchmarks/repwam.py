@@ -158,7 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = closed_loop.parser(__doc__, TASKS, "repwam", recipes=(repwam_metaworld,))
     flags.add_argument("--experiment", choices=tuple(EXPERIMENTS), default="ablation")
     flags.add_argument("--arms", nargs="+", help="only these")
-    flags.set_defaults(seeds=[0, 1], episodes=20)
+    # Half a chunk, which is one latent frame: what a causal model executes before it looks again.
+    flags.set_defaults(seeds=[0, 1], episodes=20, n_action_steps=8)
     options = closed_loop.parsed(flags, arguments)
     known = arms(options)
     if unknown := set(options.arms or ()) - {arm.name for arm in known}:
