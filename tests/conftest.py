@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 # Before torch is imported: two test processes on two cores must not start a thread pool each.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -47,6 +53,27 @@ def test_data() -> Path:
             f"no real recordings at {location}: set WAMKIT_TEST_DATA to the folder that holds droid/, bridge/, ..."
         )
     return path
+
+
+@pytest.fixture(scope="session")
+def benchmark() -> Callable[[str], ModuleType]:
+    """Loads a file of ``benchmarks/`` by its name, found as when it runs alone."""
+
+    def load(name: str) -> ModuleType:
+        folder = str(REPOSITORY / "benchmarks")
+        sys.path.insert(0, folder)
+        try:
+            return importlib.import_module(name)
+        finally:
+            sys.path.remove(folder)
+
+    return load
+
+
+@pytest.fixture
+def last_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], Any]:
+    """Reads the JSON that a benchmark says last, and forgets all that was said before."""
+    return lambda: json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
 @pytest.fixture

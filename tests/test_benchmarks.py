@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def benchmark(name: str) -> ModuleType:
-    """A file of ``benchmarks/`` as a module, found as when it runs alone."""
-    folder = str(ROOT / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(folder)
-
-
-def last_line(capsys: pytest.CaptureFixture[str]) -> dict:
-    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-
-
 @pytest.mark.parametrize("preset_name", ["tiny", "small"])
-def test_ablations_have_equal_size_and_differ_in_one_thing(preset_name):
+def test_ablations_have_equal_size_and_differ_in_one_thing(benchmark, preset_name):
     ablation = benchmark("ablation")
     from wamkit.configuration import to_dict
     from wamkit.models.lawam import preset
@@ -57,7 +41,7 @@ def test_ablations_have_equal_size_and_differ_in_one_thing(preset_name):
         assert dataclasses.replace(config.action, width=base.action.width) == base.action
 
 
-def test_active_parameters_count_one_embodiment():
+def test_active_parameters_count_one_embodiment(benchmark):
     import torch
 
     from wamkit.nn.embodiment_linear import EmbodimentLinear
@@ -66,7 +50,7 @@ def test_active_parameters_count_one_embodiment():
     assert benchmark("ablation").acting_parameters(modules) == (3 * 2 + 2) + (4 * 5 + 5)
 
 
-def test_branches_add_changes_and_keep_the_gripper(tmp_path):
+def test_branches_add_changes_and_keep_the_gripper(benchmark, tmp_path):
     mixed_frequency = benchmark("mixed_frequency")
     from wamkit.data.recorder import LeRobotRecorder
 
@@ -86,7 +70,7 @@ def test_branches_add_changes_and_keep_the_gripper(tmp_path):
     assert entry.statistics_key == "metaworld@20Hz"
 
 
-def test_the_arms_of_mixed_frequency_differ_in_code_and_data_alone():
+def test_the_arms_of_mixed_frequency_differ_in_code_and_data_alone(benchmark):
     mixed_frequency = benchmark("mixed_frequency")
     native, mixed, index = mixed_frequency.arms(SimpleNamespace(preset="tiny"))
     assert native.model == mixed.model
@@ -98,11 +82,11 @@ def test_the_arms_of_mixed_frequency_differ_in_code_and_data_alone():
 @pytest.mark.sim
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("rendering")
-def test_closed_loop_experiments_run_and_resume(tmp_path, capsys):
+def test_closed_loop_experiments_run_and_resume(benchmark, tmp_path, last_line):
     flags = ["--toy", "--json", "--output_dir", str(tmp_path)]
     mixed_frequency, ablation = benchmark("mixed_frequency"), benchmark("ablation")
     mixed_frequency.main(flags)
-    result = last_line(capsys)
+    result = last_line()
     assert result["benchmark"] == "mixed_frequency"
     assert {name: arm["overall"]["n"] for name, arm in result["arms"].items()} == dict.fromkeys(
         ("native", "mixed", "mixed_index"), 1
@@ -117,12 +101,12 @@ def test_closed_loop_experiments_run_and_resume(tmp_path, capsys):
     before = shared.stat().st_mtime_ns
     tasks = ["--tasks", mixed_frequency.TASKS[0]]
     ablation.main([*flags, *tasks, "--arms", "no_world_model"])
-    first = last_line(capsys)
+    first = last_line()
     assert list(first["arms"]) == ["lawam", "no_world_model"]
     assert shared.stat().st_mtime_ns == before
     count = len((tmp_path / "evaluation/seed0/episodes.jsonl").read_text().splitlines())
     ablation.main([*flags, *tasks, "--arms", "no_world_model"])
-    assert last_line(capsys)["arms"] == first["arms"]
+    assert last_line()["arms"] == first["arms"]
     assert len((tmp_path / "evaluation/seed0/episodes.jsonl").read_text().splitlines()) == count
 
     from safetensors.torch import load_file
@@ -142,11 +126,11 @@ def test_closed_loop_experiments_run_and_resume(tmp_path, capsys):
 @pytest.mark.sim
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("rendering")
-def test_video_experiments_run_and_share_their_first_stages(tmp_path, capsys):
+def test_video_experiments_run_and_share_their_first_stages(benchmark, tmp_path, last_line):
     flags = ["--toy", "--json", "--output_dir", str(tmp_path)]
     downsampling = benchmark("downsampling")
     downsampling.main(flags)
-    result = last_line(capsys)
+    result = last_line()
     cost = result["cost"]
     kept = [cost[name]["kept_for_backward_mib"] for name in ("factor_1", "factor_2", "factor_4", "no_video")]
     assert kept == sorted(kept, reverse=True)
@@ -158,7 +142,7 @@ def test_video_experiments_run_and_share_their_first_stages(tmp_path, capsys):
     before = shared.stat().st_mtime_ns
     tasks = ["--tasks", *downsampling.TASKS]
     benchmark("auxiliary_video").main([*flags, *tasks, "--arms", "fast_wam_no_video"])
-    assert list(last_line(capsys)["arms"]) == ["fast_wam_no_video"]
+    assert list(last_line()["arms"]) == ["fast_wam_no_video"]
     assert shared.stat().st_mtime_ns == before
 
     from safetensors.torch import load_file
@@ -174,9 +158,9 @@ def test_video_experiments_run_and_share_their_first_stages(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_recordings_run(tmp_path, capsys, test_data):
+def test_recordings_run(benchmark, tmp_path, last_line, test_data):
     benchmark("recordings").main(["--toy", "--json", "--data", str(test_data), "--output_dir", str(tmp_path)])
-    result = last_line(capsys)
+    result = last_line()
     rows = result["held_out"]["recordings"]
     assert rows["rt1"]["horizon_s"] == pytest.approx(4 / 3, abs=1e-3)
     assert rows["droid_action_free"]["horizon_s"] == pytest.approx(1.2, abs=1e-3)
@@ -190,9 +174,9 @@ def test_recordings_run(tmp_path, capsys, test_data):
 
 
 @pytest.mark.usefixtures("rendering")
-def test_encoders_are_compared(tmp_path, capsys):
+def test_encoders_are_compared(benchmark, tmp_path, last_line):
     benchmark("encoders").main(["--toy", "--json", "--output_dir", str(tmp_path)])
-    result = last_line(capsys)
+    result = last_line()
     assert set(result["encoders"]) == {"random_weights", "masked_autoencoder", "joint_embedding"}
     for seeds in result["encoders"].values():
         (row,) = seeds.values()
@@ -201,7 +185,7 @@ def test_encoders_are_compared(tmp_path, capsys):
     assert any("joint_embedding" in line for line in benchmark("_tables").encoders(result))
 
 
-def test_the_page_says_what_the_results_say():
+def test_the_page_says_what_the_results_say(benchmark):
     tables = benchmark("_tables")
     assert tables.page(tables.PAGE.read_text()) == tables.PAGE.read_text(), "run python benchmarks/_tables.py"
     text = tables.PAGE.read_text()
@@ -212,7 +196,7 @@ def test_the_page_says_what_the_results_say():
         assert not result.get("toy"), f"{path.name} is a toy run"
 
 
-def test_toy_changes_only_what_was_not_asked_for(tmp_path):
+def test_toy_changes_only_what_was_not_asked_for(benchmark, tmp_path):
     closed_loop = benchmark("_closed_loop")
     flags = closed_loop.parser("doc", ("a", "b"), "name")
     assert closed_loop.parsed(flags, []).seeds == [0, 1, 2]
@@ -222,9 +206,9 @@ def test_toy_changes_only_what_was_not_asked_for(tmp_path):
 
 
 @pytest.mark.slow
-def test_latency_runs(capsys):
+def test_latency_runs(benchmark, last_line):
     benchmark("latency").main(["--toy", "--json", "--models", "lawam", "--device", "cpu", "--peers", "vla_jepa"])
-    result = last_line(capsys)
+    result = last_line()
     row = result["rows"]["lawam"]
     assert set(row["boundaries"]) == {"model", "policy"}
     assert "download" in result["not_measured"].pop("vla_jepa")
@@ -242,7 +226,7 @@ def test_latency_runs(capsys):
     assert len(tables.latency(result)) == 4
 
 
-def test_repwams_arms_differ_in_one_thing_each():
+def test_repwams_arms_differ_in_one_thing_each(benchmark):
     repwam = benchmark("repwam")
     from wamkit.configuration import to_dict
     from wamkit.models.repwam import preset
@@ -267,7 +251,7 @@ def test_repwams_arms_differ_in_one_thing_each():
         assert own.items() <= steps["repwam"].items(), name
 
 
-def test_a_copy_without_actions_is_still_a_recording(tmp_path):
+def test_a_copy_without_actions_is_still_a_recording(benchmark, tmp_path):
     from wamkit.data.lerobot import LeRobotSource
     from wamkit.data.synthetic import make_synthetic_dataset
 
@@ -283,10 +267,10 @@ def test_a_copy_without_actions_is_still_a_recording(tmp_path):
 @pytest.mark.sim
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("rendering")
-def test_repwams_experiments_run(tmp_path, capsys):
+def test_repwams_experiments_run(benchmark, tmp_path, last_line):
     flags = ["--toy", "--json", "--output_dir", str(tmp_path)]
     benchmark("repwam").main([*flags, "--experiment", "action_free", "--arms", "mixture"])
-    result = last_line(capsys)
+    result = last_line()
     assert list(result["arms"]) == ["mixture"]
     measured = result["measured"]["0"]["mixture"]
     assert set(measured["squared_error"]) == {"true", "swapped", "none", "copy_present"}

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 @pytest.fixture(scope="module")
-def peers():
-    folders = [str(ROOT / "benchmarks"), str(ROOT / "tests" / "models")]
-    sys.path[:0] = folders
-    try:
-        yield importlib.import_module("_latency_peers")
-    finally:
-        for folder in folders:
-            sys.path.remove(folder)
+def peers(benchmark):
+    return benchmark("_latency_peers")
 
 
 def test_lerobots_fastwam_with_our_weights_gives_our_actions(peers):
@@ -52,12 +40,8 @@ def test_what_cannot_be_built_says_why(peers):
         peers.vla_jepa(None)
 
 
-def test_the_table_has_a_row_for_each_of_our_paths():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        tables = importlib.import_module("_tables")
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+def test_the_table_has_a_row_for_each_of_our_paths(benchmark):
+    tables = benchmark("_tables")
     cell = {"peer": {"p50_ms": 10.0}, "ours": {"p50_ms": 4.0}, "ratio": 2.5, "ci95": [2.4, 2.6]}
     cell["null"] = {"ratio": 1.0, "ci95": [0.9, 1.1]}
     entry = {"beside": "fast_wam", "parity": {"largest_difference": 1e-6}, "against": {"plain": cell, "runtime": cell}}

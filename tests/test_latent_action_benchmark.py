@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
 
-
-def benchmark(name: str) -> ModuleType:
-    """A file of ``benchmarks/`` as a module, found as when it runs alone."""
-    folder = str(ROOT / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(folder)
-
-
-def test_every_arm_differs_from_the_base_in_what_it_is_named_after():
+def test_every_arm_differs_from_the_base_in_what_it_is_named_after(benchmark):
     latent_actions = benchmark("latent_actions")
     from wamkit.configuration import to_dict
 
@@ -38,7 +22,7 @@ def test_every_arm_differs_from_the_base_in_what_it_is_named_after():
     assert (lam.queries * lam.latent_width, lam.max_state_dim) == (latent_actions.BASE.latent_width, 0)
 
 
-def test_controls_read_the_difference():
+def test_controls_read_the_difference(benchmark):
     latent_actions = benchmark("latent_actions")
     rng = np.random.default_rng(0)
     features = rng.normal(size=(40, 2, 6, 5)).astype(np.float16)
@@ -60,7 +44,7 @@ def test_controls_read_the_difference():
     assert latent_actions.control("whole_difference", pairs, 0).infer(present, future).shape == (40, 1, 30)
 
 
-def test_clips_are_seen_at_the_times_of_their_latent_frames():
+def test_clips_are_seen_at_the_times_of_their_latent_frames(benchmark):
     latent_actions = benchmark("latent_actions")
     each, held = (latent_actions.Tokenizer(None, ("a",), 32, 9, held=held).offsets(0.4) for held in (False, True))
     assert each == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
@@ -68,7 +52,7 @@ def test_clips_are_seen_at_the_times_of_their_latent_frames():
 
 
 @pytest.mark.timeout(300)
-def test_latent_actions_are_compared(tmp_path, capsys):
+def test_latent_actions_are_compared(benchmark, tmp_path, capsys):
     latent_actions = benchmark("latent_actions")
     chosen = ["base", "mixing_local_softmax", "lawam_lam", "principal_components"]
     flags = ["--toy", "--json", "--output_dir", str(tmp_path), "--arms", *chosen]

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import json
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def benchmark(name: str) -> ModuleType:
-    """A file of ``benchmarks/`` as a module, found as when it runs alone."""
-    folder = str(ROOT / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(folder)
-
-
-def last_line(capsys: pytest.CaptureFixture[str]) -> dict:
-    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_tokenizers_are_trained_measured_and_taken_from_checkpoints(tmp_path, capsys):
+def test_tokenizers_are_trained_measured_and_taken_from_checkpoints(benchmark, tmp_path, last_line):
     tokenizer = benchmark("tokenizer")
     flags = ["--toy", "--json", "--device", "cpu", "--output_dir", str(tmp_path)]
     names = ["repvitok", "representation"]
     tokenizer.main([*flags, "--tokenizers", *names])
-    result = last_line(capsys)
+    result = last_line()
     assert list(result["tokenizers"]) == names
     for name in names:
         (row,) = result["tokenizers"][name].values()
@@ -45,13 +23,13 @@ def test_tokenizers_are_trained_measured_and_taken_from_checkpoints(tmp_path, ca
         assert {"rfid", "rfvd"} <= row["not_measured"].keys() or name == "representation"
     checkpoint = tmp_path / "repvitok/seed0"
     tokenizer.main([*flags, "--tokenizers", f"mine={checkpoint}", f"eyes={checkpoint}:representation"])
-    again = last_line(capsys)["tokenizers"]
+    again = last_line()["tokenizers"]
     assert again["mine"]["0"]["reconstruction"] == result["tokenizers"]["repvitok"]["0"]["reconstruction"]
     assert again["eyes"]["0"]["action_probe"] == result["tokenizers"]["representation"]["0"]["action_probe"]
     assert any("repvitok" in line for line in benchmark("_tables").tokenizer(result))
 
 
-def test_wrong_names_and_a_missing_recording_are_told(capsys):
+def test_wrong_names_and_a_missing_recording_are_told(benchmark, capsys):
     tokenizer = benchmark("tokenizer")
     with pytest.raises(SystemExit):
         tokenizer.options_of(["--toy", "--tokenizers", "repvitk"])

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import json
-import sys
-
 import pytest
 
 
 @pytest.mark.slow
-def test_under_load_nothing_is_lost_or_mixed_up(repository, capsys):
-    folder = str(repository / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        serving = importlib.import_module("serving")
-    finally:
-        sys.path.remove(folder)
+def test_under_load_nothing_is_lost_or_mixed_up(benchmark, last_line):
+    serving = benchmark("serving")
     flags = ["--clients", "4", "--requests", "800", "--processes", "0", "--size", "32", "--infer_ms", "1"]
     serving.main([*flags, "--reading_s", "0.1", "--before_stop_s", "0.3", "--json"])
-    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    result = last_line()
 
     load = result["load"]
     assert (load["answered"], load["lost"], load["mixed_up"], load["reconnections"]) == (800, 0, 0, 0)
