@@ -11,6 +11,7 @@ from wamkit.configuration import from_dict, to_dict
 from wamkit.data.windows import WindowSpec
 from wamkit.errors import suggest
 from wamkit.training.errors import ResumeError, TrainingError
+from wamkit.training.failed_episodes import FailedEpisodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +74,17 @@ class DatasetConfig:
     """Episodes of each root, evenly spread over it, that are never trained on and serve validation."""
     state_normalization: Literal["IDENTITY", "MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10"] = "MEAN_STD"
     action_normalization: Literal["IDENTITY", "MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10"] = "MEAN_STD"
+    failed_episodes: FailedEpisodes = "not_imitated"
+    """What becomes of episodes that their recording calls failed. ``not_imitated``: stages whose windows hold actions
+    leave them out, since a policy would learn to fail alike; the others, which learn what things look like and how
+    they move, keep them. ``left_out``: no stage sees them. ``kept``: every stage does. The run says how many were left
+    out. A recording that does not say how its episodes ended is taken whole."""
     statistics: Literal["recordings", "policy"] = "recordings"
-    """Where normalisation statistics come from: the training episodes, or the policy that the run starts from."""
+    """Where normalisation statistics come from: the training episodes (those of all stages, so that units do not
+    change between stages), or the policy that the run starts from."""
+    stored_views: int = 0
+    """Views that a feature store keeps of each frame where a stage asks for several: at least as many as it asks for.
+    With more, every window draws its views among them. Each takes as much disk as the first."""
     cache_dir: str | None = None
     """Where decoded frames and features are kept; None: ``cache`` in the output directory."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from wamkit.models.base import WorldActionModel
     from wamkit.types import Window
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[..., None]
 """``progress(done, total, note="")``, as the command line's progress bar takes it."""
@@ -93,6 +96,7 @@ class StageRun:
         self.randomness = StepRandomness(self.config.seed + stage.seed_offset, stage.name, rank, device)
         self.means, self.meter = RunningMeans(), Meter()
         self.rate = 0.0
+        self._tell_notes()
 
     def run(self) -> WorldActionModel:
         """Train to the stage's end; returns the model that the next stage builds on, whole."""
@@ -205,6 +209,14 @@ class StageRun:
         return f"The last checkpoint is intact: {kept}." if kept else "There is no checkpoint yet."
 
     # Log, validation, checkpoints
+
+    def _tell_notes(self) -> None:
+        """What of the recordings is not used: on the console at every start, in the log once."""
+        for note in self.data.notes if self.accelerator.is_main_process else ():
+            logger.warning("Stage %r: %s", self.stage.name, note)
+            if self.context.log is not None and self.first_step == 0:
+                place = {"step": self._global_step(0), "stage": self.stage.name, "stage_step": 0}
+                self.context.log.write({**place, "note": note})
 
     def _global_step(self, done: int) -> int:
         return self.steps_before + done

@@ -18,6 +18,7 @@ from wamkit.data.normalize import Normalizer
 from wamkit.data.windows import MixtureEntry
 from wamkit.encoders.byte_text import InstructionTooLong
 from wamkit.training.errors import TrainingError
+from wamkit.training.failed_episodes import successful, successful_of_held_out
 from wamkit.training.seeding import derive_seed
 from wamkit.training.validation import evaluation_mode
 from wamkit.types import Window
@@ -57,6 +58,8 @@ class StageData:
     """Changes when the recordings do."""
     describe: Callable[[int, int], str] | None = None
     """``describe(first_draw, count)``: which episodes those draws come from, for an error message."""
+    notes: tuple[str, ...] = ()
+    """Lines that a user should read: what of the recordings is not used."""
 
     def close(self) -> None:
         """Stop the loader's background work."""
@@ -105,7 +108,14 @@ def build_stage_data(
         train, rest = _entries_of_root(config, stage, model, index, progress)
         entries.append(train)
         held_out += [rest] if rest is not None else []
+    notes: tuple[str, ...] = ()
+    rule = config.dataset.failed_episodes
+    if rule == "left_out":
+        (entries, notes), held_out = successful(entries), successful_of_held_out(held_out)
+    # Before the stages part ways: what one of them learned, the next reads in the same units.
     normalizer = _normalizer(config, entries)
+    if rule == "not_imitated" and stage.window.chunk_s is not None:
+        (entries, notes), held_out = successful(entries), successful_of_held_out(held_out)
     seed = derive_seed(config.seed + stage.seed_offset, stage.name, "draws")
     mixture = Mixture(entries, stage.window, normalizer, seed)
     loader = WindowLoader(
@@ -123,6 +133,7 @@ def build_stage_data(
         contract=describe_mixture(mixture),
         fingerprint=mixture.fingerprint(),
         describe=mixture.describe,
+        notes=notes,
     )
 
 
@@ -216,6 +227,8 @@ def _feature_store(
         cameras = tuple(own for own in frames.cameras if own in named) or frames.cameras[:1]
     # As many views as any stage wants: stages that share the encoder then share the store.
     views = max(other.window.feature_views for other in config.stages)
+    if views > 1:
+        views = max(views, config.dataset.stored_views)
     device = next(encoder.parameters()).device
     with evaluation_mode(encoder):
         return FeatureStore.build(
