@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from micro_policy import HORIZON, micro_policy, seen
@@ -12,8 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from wamkit.inference.execution import Hold, Synchronous
 from wamkit.inference.execution_loop import Blocking, ControlLoop
 from wamkit.inference.execution_policy import policy_source
-from wamkit.inference.monitor import Calibration, Monitor, MonitorError, PolicyImagination, Scale, imagined_of
+from wamkit.inference.monitor import Monitor, PolicyImagination, imagined_of
+from wamkit.inference.monitor_calibration import Calibration, MonitorError, Scale
 from wamkit.inference.monitor_response import MonitoredLoop, Stop
+from wamkit.inference.runtime import RuntimeSettings
 
 
 class Products(TorchDispatchMode):
@@ -113,3 +116,63 @@ def test_a_watched_loop_says_what_it_lacks(policy):
         watched(policy_source(policy, keep_imagined=True), None, 4)
     with pytest.raises(MonitorError, match="not every None"):
         watched(policy_source(policy), PolicyImagination(policy), None)
+
+
+@pytest.fixture(scope="module")
+def fast():
+    return micro_policy(runtime=RuntimeSettings(precision="fp32", batch_sizes=(1, 2), text_tokens=(16,)))
+
+
+def test_the_runtime_hands_out_what_it_imagined(policy, fast):
+    """Equal to the plain path, for one sample, for a batch that is filled up and for one that runs in parts."""
+    observations = [seen(index, f"open door {index}") for index in range(3)]
+    plain = policy.act(observations, seeds=[1, 2, 3])
+    quick = fast.act(observations, seeds=[1, 2, 3])
+    assert torch.allclose(plain.actions, quick.actions, atol=1e-5)
+    for field in ("values", "present", "latent_action", "times"):
+        expected, imagined = getattr(plain.imagined, field), getattr(quick.imagined, field)
+        assert imagined.shape == expected.shape
+        assert (imagined - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert quick.imagined.space == plain.imagined.space
+    assert (plain.imagined.values[0] - plain.imagined.values[1]).abs().max() > 1e-3
+
+
+def test_under_the_runtime_a_look_beside_a_chunk_costs_no_pass(fast, monkeypatch):
+    """No pass of the model, which it would take to imagine apart, and not one product more than acting takes."""
+    observation = seen()
+    fast.act(observation, seeds=[0])  # records
+    source = policy_source(fast, keep_imagined=True)
+    counts, products = calls(fast, lambda: fast.act(observation, seeds=[0]))
+    assert counts == {}, "the runtime runs its recording, not the model"
+    monkeypatch.setattr(fast, "imagine", lambda *_, **__: pytest.fail("a pass of its own"))
+    for _ in range(2):
+        watched, watched_products = calls(fast, lambda: source(observation))
+        assert (watched, watched_products) == (counts, products)
+    assert len(source.newly_imagined()) == 2
+    assert products > 20, "otherwise the above counts nothing"
+
+
+def test_the_runtimes_recording_grew_by_no_product_for_it(fast):
+    """A model of the same shape that hands out nothing runs as many products."""
+    silent = micro_policy(runtime=RuntimeSettings(precision="fp32", batch_sizes=(1,), text_tokens=(16,)))
+    silent.model.expected = lambda intention: None
+    assert silent.act(seen(), seeds=[0]).imagined is None
+    fast.act(seen(), seeds=[0])
+    _, without = calls(silent, lambda: silent.act(seen(), seeds=[0]))
+    _, with_it = calls(fast, lambda: fast.act(seen(), seeds=[0]))
+    assert with_it == without
+
+
+def test_a_watched_loop_sees_the_same_through_the_runtime(policy, fast):
+    calibration = Calibration(Scale("copy_present", {"400": 1e-3}), 1e9, 0.05, memory=1, episodes=20)
+    found = []
+    for which in (policy, fast):
+        source = policy_source(which, keep_imagined=True)
+        loop = ControlLoop(source, Synchronous(Hold((0.0, 0.0)), 4), rate_hz=20.0, thinking=Blocking())
+        watched = MonitoredLoop(loop, None, Monitor(calibration), Stop(Hold((0.0, 0.0))))
+        watched.reset()
+        for tick in range(17):
+            watched.act(lambda tick=tick: seen(tick))
+        found.append([(s.at, s.error, s.change) for s in watched.monitor.history])
+    assert len(found[0]) == 2
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)

@@ -34,6 +34,27 @@ def test_equals_the_plain_model(batch, task):
     assert torch.equal(chunk.valid, reference.valid)
 
 
+@pytest.mark.parametrize(("steps", "batch"), [(3, 1), (0, 2), (3, 5)])
+def test_what_was_imagined_comes_with_the_chunk(steps, batch):
+    """From the same programs: of a batch that is filled up (to 2 or 4), and of one that runs in parts."""
+    model = ToyModel(steps=steps)
+    runtime = Runtime(model, RuntimeSettings(batch_sizes=(2, 4), text_tokens=(8,)))
+    observation, noise = toy_observation(batch), toy_noise(batch) if steps else None
+    expected, imagined = (which.act(observation, noise=noise).imagined for which in (model, runtime))
+    assert imagined.space == "features"
+    assert imagined.latent_action is None
+    for field in ("values", "times", "present"):
+        torch.testing.assert_close(getattr(imagined, field), getattr(expected, field), rtol=1e-5, atol=1e-6)
+    assert (imagined.values[:1] - imagined.values[-1:]).abs().max() > 1e-3 or batch == 1
+
+
+def test_a_decoder_is_not_recorded():
+    model = ToyModel()
+    model.decode = lambda values: values
+    with pytest.raises(RuntimeUnsupported, match="leave Future.decode empty"):
+        Runtime(model).act(toy_observation(), noise=toy_noise())
+
+
 def test_bf16_stays_near_fp32():
     model, observation, noise = ToyModel(), toy_observation(2), toy_noise(2)
     chunk = Runtime(model, RuntimeSettings(precision="bf16")).act(observation, noise=noise)

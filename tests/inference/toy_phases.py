@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from wamkit.models.phases import ActPhases, Phase
-from wamkit.types import ActionChunk, Observation
+from wamkit.types import ActionChunk, Future, Observation
 
 WIDTH, CHUNK, ACTIONS, TOKENS = 16, 5, 3, 6
 
@@ -67,7 +67,14 @@ class ToyPhases(ActPhases):
     def chunk(self, x, state):
         actions = self.model.leave(state["values"][:, :CHUNK]) if x is None else x
         valid = torch.ones_like(state["times"], dtype=torch.bool)
-        return ActionChunk(actions=actions.float(), times=state["times"], valid=valid)
+        expected = Future(
+            space="features",
+            values=state["values"][:, None, :TOKENS],
+            times=torch.full((1, 1), 0.25).expand(len(actions), 1),
+            present=state["tokens"],
+            decode=self.model.decode,
+        )
+        return ActionChunk(actions=actions.float(), times=state["times"], valid=valid, imagined=expected)
 
 
 class ToyModel(nn.Module):
@@ -79,6 +86,7 @@ class ToyModel(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.steps, self.peeks, self.counts = steps, peeks, counts
+        self.decode = None
         self.embed = nn.Embedding(32, width)
         self.enter = nn.Linear(ACTIONS, width)
         self.to_q = nn.Linear(width, width)

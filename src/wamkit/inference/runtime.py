@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from wamkit.inference.runtime_chunk import chunk_of, joined, tensors_of
 from wamkit.inference.runtime_fusions import optimise
 from wamkit.inference.runtime_graphs import GraphedChunk
 from wamkit.inference.runtime_loop import check_alike, drop_unused_inputs, keep_outputs, record_loop, rows_of
@@ -77,7 +78,7 @@ class _Shape:
     prefix: Program
     loop: Program | None
     outputs: pytree.TreeSpec
-    """Of the results: actions, times, valid."""
+    """Of the results, see `wamkit.inference.runtime_chunk.tensors_of`."""
     run: Callable[[Sequence[Tensor], Tensor | None], list[Tensor]]
     report: BuildReport
     recordings: tuple[Recording, Recording | None] = field(repr=False)
@@ -128,7 +129,7 @@ class Runtime:
             self._check_fp8()
 
     def act(self, observation: Observation, *, noise: Tensor | None = None) -> ActionChunk:
-        """As the model's own `act`, up to rounding.
+        """As the model's own `act`, up to rounding, with what was imagined on the way where its phases hand it out.
 
         Args:
             observation: On the model's device.
@@ -146,8 +147,7 @@ class Runtime:
             )
             for start in range(0, observation.batch_size, most)
         ]
-        actions, times, valid = (torch.cat([getattr(p, name) for p in parts]) for name in ("actions", "times", "valid"))
-        return ActionChunk(actions=actions, times=times, valid=valid)
+        return joined(parts)
 
     def warm_up(self, observations: Sequence[Observation]) -> list[BuildReport]:
         """Build and run the programs for these observations' shapes before the first that counts; what each cost."""
@@ -205,8 +205,7 @@ class Runtime:
             if noise is not None and (missing := next(iter(filled.values())).shape[0] - batch):
                 noise = _repeat_last(noise, missing)
             shape = self._shape(filled)
-            actions, times, valid = pytree.tree_unflatten(shape.run(list(filled.values()), noise), shape.outputs)
-            return ActionChunk(actions=actions[:batch], times=times[:batch], valid=valid[:batch])
+            return chunk_of(pytree.tree_unflatten(shape.run(list(filled.values()), noise), shape.outputs), batch)
 
     def _filled(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """With the batch filled up to one of the sizes that programs are made for."""
@@ -243,9 +242,8 @@ class Runtime:
                 check_alike(self.phases, schedule, self._schedule_rows, noise, state)
         return self._schedule_rows
 
-    def _whole(self, inputs: State) -> tuple[Tensor, Tensor, Tensor]:
-        chunk = self.phases.chunk(None, self._prefix(inputs))
-        return chunk.actions, chunk.times, chunk.valid
+    def _whole(self, inputs: State) -> tuple[Any, ...]:
+        return tensors_of(self.phases.chunk(None, self._prefix(inputs)))
 
     def _program(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Program, pytree.TreeSpec]:
         recording = self._record(function, inputs)

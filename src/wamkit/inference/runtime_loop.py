@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from wamkit.inference.runtime_chunk import tensors_of
 from wamkit.inference.runtime_fusions import optimise
 from wamkit.inference.runtime_passes import Constants, get_constant, value
 from wamkit.inference.runtime_program import build, compiled, lower
@@ -59,12 +60,12 @@ class Loop:
     step: Recording
     """(x, rows, state) to x."""
     end: Recording
-    """(x, state) to actions, times and valid."""
+    """(x, state) to the chunk's tensors."""
     rows: list[list[Tensor]]
     """Leaves of each step's rows."""
 
     def unrolled(self) -> Recording:
-        """(noise, state) to actions, times and valid, as one graph."""
+        """(noise, state) to the chunk's tensors, as one graph."""
         module = fx.GraphModule(nn.Module(), fx.Graph())
         inputs = [_placeholder(module.graph, node) for node in self.begin.graph.nodes if node.op == "placeholder"]
         state, known = inputs[1:], dict[int, fx.Node]()
@@ -130,16 +131,11 @@ def record_loop(phases: ActPhases, rows: Sequence[Any], noise: Tensor, state: St
     Raises:
         RuntimeUnsupported: a step returns another shape or precision than it is given.
     """
-
-    def finish(x: Any, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        chunk = phases.chunk(x, state)
-        return chunk.actions, chunk.times, chunk.valid
-
     begin = record(phases.start, (noise, state))
     with torch.no_grad():
         x = phases.start(noise, state)
     step = record(lambda x, rows, state: phases.step(x, 0, rows, state), (x, rows[0], state))
-    end = record(finish, (x, state))
+    end = record(lambda x, state: tensors_of(phases.chunk(x, state)), (x, state))
     for given, returned in zip(pytree.tree_leaves(x), step.output_nodes(), strict=True):
         after = value(returned)
         if (given.shape, given.dtype) != (after.shape, after.dtype):

@@ -173,7 +173,7 @@ class LaWAMActing(WorldActionModel):
             noise = torch.randn(shape, generator=generator, device=times.device)
         field = through(self.flow.field(self.action_context(intention), times, valid, observation.embodiment))
         actions = integrate(field, noise, self.config.action.denoise_steps)
-        return ActionChunk(actions=actions.float(), times=times, valid=valid, imagined=self._expected(intention))
+        return ActionChunk(actions=actions.float(), times=times, valid=valid, imagined=self.expected(intention))
 
     # Imagining
 
@@ -194,7 +194,7 @@ class LaWAMActing(WorldActionModel):
         if actions is not None:
             raise StageError("LaWAM imagines under latent actions, not robot actions: pass latent_actions")
         if latent_actions is None:
-            future = self._expected(self.intend(observation))
+            future = self.expected(self.intend(observation))
             if future is None:
                 raise StageError(f"this LaWAM was composed with subgoal={self.config.subgoal!r}: it imagines nothing")
             return future
@@ -204,7 +204,7 @@ class LaWAMActing(WorldActionModel):
             frames.append(self.predict(frames[-1] if frames else present, latent_actions[:, step]))
         return self._future(present, frames, latent_actions.flatten(1, 2))
 
-    def _expected(self, intention: Intention) -> Future | None:
+    def expected(self, intention: Intention) -> Future | None:
         """The subgoal as a future; None where this LaWAM makes none."""
         if intention.subgoal is None:
             return None

@@ -68,10 +68,9 @@ class LaWAMPhases(ActPhases):
 
     def _prepare(self, state: State) -> Mapping[str, Any]:
         model = self.model
-        intention = Intention(state["present"], state.get("latent_action"), state.get("subgoal"), state["trunk"])
         times, valid = model.chunk_times(state["rate_hz"])
         code = model.flow.time_code(times)
-        return {"context": model.action_context(intention), "times": times, "valid": valid, "time_code": code}
+        return {"context": model.action_context(_intention(state)), "times": times, "valid": valid, "time_code": code}
 
     def schedule(self) -> list[Tensor]:
         """The modulations of every norm at every step, [steps, E] each."""
@@ -88,6 +87,12 @@ class LaWAMPhases(ActPhases):
         return x + velocity.squeeze(1) / self.steps
 
     def chunk(self, x: Tensor | None, state: State) -> ActionChunk:
-        """In float32, with the time stamps."""
+        """In float32, with the time stamps, and the subgoal as what it imagined."""
         assert x is not None, "LaWAM's expert starts from noise"
-        return ActionChunk(actions=x.float(), times=state["times"], valid=state["valid"])
+        imagined = self.model.expected(_intention(state))
+        return ActionChunk(actions=x.float(), times=state["times"], valid=state["valid"], imagined=imagined)
+
+
+def _intention(state: State) -> Intention:
+    """What the prefix gave, under the model's own name for it."""
+    return Intention(state["present"], state.get("latent_action"), state.get("subgoal"), state["trunk"])
