@@ -12,7 +12,7 @@ import pytest
 from wamkit.evaluation import latency
 from wamkit.evaluation.latency import GLANCE, LatencyError, Protocol, compare, measure, ratio, summarise, warm_up
 
-QUICK = Protocol(ring=3, window=4, least_warm_up=4, most_warm_up=40, calls=20, slow_calls=8, resamples=200)
+QUICK = Protocol(ring=3, window=4, least_warm_up=4, most_warm_up=40, calls=80, slow_calls=32, resamples=200)
 
 
 @pytest.fixture
@@ -60,17 +60,17 @@ def test_warm_up_keeps_to_its_time(clock):
 
 
 def test_timed_calls_are_cut_to_their_time_before_the_first(clock):
-    bounded = replace(QUICK, measure_s=36.0)
+    bounded = replace(QUICK, measure_s=144.0)
     assert latency.calls_of(bounded, 0.1) == QUICK.calls
     assert latency.calls_of(bounded, 100.0) == 1
     clock(itertools.chain([1.0, 2.0], itertools.repeat(1.0)))
     result = compare(lambda index: None, lambda index: None, bounded)
-    # 1 s and 2 s a call: 12 of each in 36 s, but calls of over half a second are 8 by the protocol.
-    assert result["first"]["n"] == result["second"]["n"] == 8
+    # 1 s and 2 s a call: 48 of each in 144 s, but calls of over half a second are 32 by the protocol.
+    assert result["first"]["n"] == result["second"]["n"] == 32
     assert not result["cut"]
     clock(itertools.chain([1.0, 2.0], itertools.repeat(1.0)))
-    result = compare(lambda index: None, lambda index: None, replace(QUICK, measure_s=12.0))
-    assert result["first"]["n"] == result["second"]["n"] == 4
+    result = compare(lambda index: None, lambda index: None, replace(QUICK, measure_s=48.0))
+    assert result["first"]["n"] == result["second"]["n"] == 16
     assert result["cut"]
 
 
@@ -99,7 +99,7 @@ def test_percentiles_and_the_interval_of_the_median():
 
 def test_ratio_holds_the_truth():
     rng = np.random.default_rng(0)
-    slow, fast = rng.normal(2.0, 0.1, 500), rng.normal(1.0, 0.1, 500)
+    slow, fast = rng.normal(2.0, 0.1, (4, 125)), rng.normal(1.0, 0.1, (4, 125))
     result = ratio(slow, fast, 500)
     assert result["ci95"][0] < 2.0 < result["ci95"][1]
     assert result["ci95"][1] - result["ci95"][0] < 0.1
@@ -107,22 +107,41 @@ def test_ratio_holds_the_truth():
     assert null["ci95"][0] < 1.0 < null["ci95"][1]
 
 
+def test_rounds_that_differ_widen_the_interval():
+    rng = np.random.default_rng(0)
+    fast = rng.normal(1.0, 0.01, (4, 50))
+    alike, apart = fast + 1.0, fast * np.array([[1.2], [2.8], [1.1], [2.9]])
+    narrow, wide = (ratio(slow, fast, 300)["ci95"] for slow in (alike, apart))
+    assert wide[1] - wide[0] > 10 * (narrow[1] - narrow[0])
+
+
 def test_blocks_come_as_a_b_b_a_and_a_is_compared_with_itself(clock):
     order = []
     clock(itertools.repeat(1.0))
     result = compare(lambda index: order.append("A"), lambda index: order.append("B"), QUICK)
     blocks = [name for name, _ in itertools.groupby(order[2:])]  # the first call of each only asks how long one takes
-    assert blocks == ["A", "B", "A"]
+    assert blocks == ["A", *["B", "A"] * 4]
     assert order[2:].count("A") == order[2:].count("B") == result["first"]["n"] == result["second"]["n"]
-    assert result["blocks"] == "ABBA"
+    assert result["blocks"] == "ABBA" * 4
     assert result["ratio"] == result["null"]["ratio"] == 1.0
 
 
 def test_a_drift_of_the_machine_meets_both_alike(clock):
     clock(1.0 + 0.01 * step for step in itertools.count())
     result = compare(lambda index: None, lambda index: None, QUICK)
-    assert result["ratio"] == pytest.approx(1.0, abs=0.02)
-    assert result["null"]["ratio"] < 0.9  # and the null test sees it
+    for same in (result, result["null"]):
+        assert same["ratio"] == pytest.approx(1.0, abs=0.02)
+        assert same["ci95"][0] < 1.0 < same["ci95"][1]
+    assert result["drift"] < 0.9
+
+
+def test_the_null_test_sees_blocks_that_a_neighbour_slowed(clock):
+    """A block of A that something else slowed makes the ratio wrong, and is no drift that the order cancels."""
+    calls = itertools.count(-2)
+    slowed = range(QUICK.slow_calls // 8)
+    clock(3.0 if next(calls) % (16 * len(slowed)) in slowed else 1.0 for _ in itertools.count())
+    result = compare(lambda index: None, lambda index: None, QUICK)
+    assert result["null"]["ratio"] == pytest.approx(2.0)
 
 
 def test_measuring_leaves_the_garbage_collector_as_it_was():

@@ -1,4 +1,4 @@
-"""How long a chunk takes: adaptive warm-up, percentiles with intervals, blocks in the order A B B A, and a null test.
+"""How long a chunk takes: adaptive warm-up, percentiles with intervals, rounds of blocks A B B A, and a null test.
 
 A boundary is always named. ``model``: tensors on the device to actions on the device, encoders included. ``policy``:
 uint8 pictures, state and words on the host to physical actions on the host.
@@ -150,48 +150,71 @@ def summarise(seconds: np.ndarray, protocol: Protocol) -> dict[str, Any]:
     }
 
 
-def ratio(first: np.ndarray, second: np.ndarray, resamples: int) -> dict[str, Any]:
-    """Median of ``first`` over the median of ``second``, with a bootstrap interval: how much faster the second is."""
+def ratio(first: Sequence[np.ndarray], second: Sequence[np.ndarray], resamples: int) -> dict[str, Any]:
+    """Median of ``first`` over the median of ``second``: how much faster the second is.
+
+    Args:
+        first: Seconds of calls, for each round of the comparison.
+        second: Likewise, of the same rounds.
+        resamples: Of the bootstrap, which draws rounds and then calls within them: calls of one round share the state
+            that the machine was in, so they alone would promise too much.
+    """
     rng = np.random.default_rng(0)
-    drawn = [
-        _median(seconds[rng.integers(0, len(seconds), size=(resamples, len(seconds)))]) for seconds in (first, second)
-    ]
-    low, high = np.percentile(drawn[0] / drawn[1], (2.5, 97.5))
-    return {"ratio": float(np.median(first) / np.median(second)), "ci95": [float(low), float(high)]}
+    drawn = np.empty(resamples)
+    for index in range(resamples):
+        rounds = rng.integers(0, len(first), size=len(first))
+        medians = [
+            np.median(np.concatenate([rng.choice(side[chosen], len(side[chosen])) for chosen in rounds]))
+            for side in (first, second)
+        ]
+        drawn[index] = medians[0] / medians[1]
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    value = np.median(np.concatenate(list(first))) / np.median(np.concatenate(list(second)))
+    return {"ratio": float(value), "ci95": [float(low), float(high)]}
 
 
-def compare(first: Call, second: Call, protocol: Protocol, *, repeats: int = 1) -> dict[str, Any]:
-    """Two calls in blocks A B B A in one process, so that a drift of the machine meets both alike.
+ROUNDS = 4
+"""Of A B B A. The null test wants an even number."""
+
+
+def compare(first: Call, second: Call, protocol: Protocol) -> dict[str, Any]:
+    """Two calls in `ROUNDS` rounds of blocks A B B A in one process, so that a drift of the machine meets both alike.
 
     Args:
         first: A, warmed up.
         second: B, warmed up.
-        protocol: Of each block's calls, a quarter is timed.
-        repeats: How often A B B A is done.
+        protocol: Of the calls.
 
     Returns:
-        ``first`` and ``second`` (see `summarise`), ``ratio`` of their medians (A over B) with its interval, ``null``:
-        the same ratio of A's first blocks against A's second ones, which must hold 1 for the ratio to mean anything,
-        and ``cut``: whether the protocol's time bound allowed fewer calls than it asks for.
+        ``first`` and ``second`` (see `summarise`), ``ratio`` of their medians (A over B) with its interval; ``null``:
+        the same ratio of A against itself, as free of drift as A against B is: of each two rounds the first and the
+        last block of A against the two between them. Its interval must hold 1 for the ratio to mean anything.
+        ``drift``: A's first half over its second half, which says how far the machine moved meanwhile; ``cut``: whether
+        the protocol's time bound allowed fewer calls than it asks for.
     """
-    seconds: dict[str, list[np.ndarray]] = {"first": [], "second": []}
     both = timed(first, 0), timed(second, 0)
     # Of both together as many calls as fit; what one call takes decides between many and few as ever.
     asked = min(calls_of(replace(protocol, measure_s=None), one) for one in both)
     count = asked
     if protocol.measure_s is not None:
         count = min(asked, int(protocol.measure_s / max(sum(both), 1e-9)))
-    share = max(1, count // (2 * repeats))
-    for _ in range(repeats):
-        for name, call in (("first", first), ("second", second), ("second", second), ("first", first)):
-            seconds[name].append(measure(call, share, protocol))
-    whole = {name: np.concatenate(blocks) for name, blocks in seconds.items()}
-    blocks = seconds["first"]
+    share = max(1, count // (2 * ROUNDS))
+    rounds = [[measure(call, share, protocol) for call in (first, second, second, first)] for _ in range(ROUNDS)]
+    a_rounds, b_rounds = (
+        [np.concatenate([blocks[index] for index in indices]) for blocks in rounds] for indices in ((0, 3), (1, 2))
+    )
+    pairs = list(zip(rounds[::2], rounds[1::2], strict=True))
+    outer = [np.concatenate([one[0], other[3]]) for one, other in pairs]
+    inner = [np.concatenate([one[3], other[0]]) for one, other in pairs]
+    half = ROUNDS // 2
+    early, late = (np.median(np.concatenate(part)) for part in (a_rounds[:half], a_rounds[half:]))
     return {
-        **{name: summarise(values, protocol) for name, values in whole.items()},
-        **ratio(whole["first"], whole["second"], protocol.resamples),
-        "null": ratio(np.concatenate(blocks[::2]), np.concatenate(blocks[1::2]), protocol.resamples),
-        "blocks": "ABBA" * repeats,
+        "first": summarise(np.concatenate(a_rounds), protocol),
+        "second": summarise(np.concatenate(b_rounds), protocol),
+        **ratio(a_rounds, b_rounds, protocol.resamples),
+        "null": ratio(outer, inner, protocol.resamples),
+        "drift": float(early / late),
+        "blocks": "ABBA" * ROUNDS,
         "cut": count < asked,
     }
 
