@@ -139,7 +139,7 @@ def test_the_null_test_sees_blocks_that_a_neighbour_slowed(clock):
     """A block of A that something else slowed makes the ratio wrong, and is no drift that the order cancels."""
     calls = itertools.count(-2)
     slowed = range(QUICK.slow_calls // 8)
-    clock(3.0 if next(calls) % (16 * len(slowed)) in slowed else 1.0 for _ in itertools.count())
+    clock(3.0 if next(calls) % (8 * len(slowed)) in slowed else 1.0 for _ in itertools.count())
     result = compare(lambda index: None, lambda index: None, QUICK)
     assert result["null"]["ratio"] == pytest.approx(2.0)
 
