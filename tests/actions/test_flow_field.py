@@ -94,6 +94,12 @@ def test_what_hangs_together_follows():
     assert (chunk[:, 2:] - 0.7).abs().mean() < 0.3 * (integrate(field, noise, STEPS)[:, 2:] - 0.7).abs().mean()
 
 
+def test_a_long_step_ends_at_what_is_known_and_not_beyond():
+    noise, known = torch.randn(2, 2, 3, 1, generator=torch.Generator().manual_seed(1)), torch.full((2, 2, 3, 1), 0.7)
+    guided = inpainting(lambda x, step: 0.0 * x, known, torch.ones_like(known), [1.0, 0.1, 0.0])
+    torch.testing.assert_close(noise + 0.9 * guided(noise, 0), known)
+
+
 def test_it_needs_no_graph_around_it():
     field = gaussian_field(torch.eye(3))
     with torch.no_grad():

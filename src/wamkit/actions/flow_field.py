@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 VelocityField = Callable[[Tensor, int], Tensor]
-"""(chunks [B, K, A], number of the Euler step) -> velocity towards the data [B, K, A]."""
+"""(chunks [B, K, A], number of the Euler step) -> velocity towards the data [B, K, A]; or in groups, [B, f, n, A]."""
 
 MAX_GUIDANCE = 5.0
 """beta of the paper: without a bound the guidance weight is infinite at pure noise."""
@@ -54,8 +54,8 @@ def guidance_weight(noise_level: float, bound: float = MAX_GUIDANCE) -> float:
 
 def inpainting(
     field: VelocityField,
-    known: Float[Tensor, "B K A"],
-    weights: Float[Tensor, "B K A"],
+    known: Float[Tensor, "B *chunk A"],
+    weights: Float[Tensor, "B *chunk A"],
     levels: Sequence[float],
     *,
     bound: float = MAX_GUIDANCE,
@@ -69,18 +69,19 @@ def inpainting(
         field: The decoder's own.
         known: The old plan, aligned with the new chunk; anything where the weight is 0.
         weights: In [0, 1]; 0 leaves an element to the decoder.
-        levels: Noise level at which each Euler step starts.
-        bound: Of the guidance weight (beta).
+        levels: Noise levels at which the Euler steps start, and the one at which the last ends.
+        bound: Of the guidance weight (beta). It is bounded by one over the step's length too (ours, not the paper's):
+            where steps are few or uneven, one would go beyond what is known.
     """
 
     def guided(x: Tensor, step: int) -> Tensor:
-        level = levels[step]
+        level, following = levels[step], levels[step + 1]
         with torch.enable_grad():
             start = x.detach().requires_grad_()
             velocity = field(start, step)
             finished = start + level * velocity
             error = (weights * (known - finished)).detach()
             (gradient,) = torch.autograd.grad(finished, start, grad_outputs=error.to(finished.dtype))
-        return velocity.detach() + guidance_weight(level, bound) * gradient
+        return velocity.detach() + guidance_weight(level, min(bound, 1.0 / (level - following))) * gradient
 
     return guided
