@@ -331,6 +331,8 @@ class ChunkSource:
         self.rate_hz = float(rate)
         self.picture_interval_s: float | None = client.metadata.get("picture_interval_s")
         """Seconds between the pictures that the policy must see; None: those that it acts on are enough."""
+        self.look_interval_s: float | None = client.metadata.get("look_interval_s")
+        """Seconds of which a whole number must pass between two requests; None: it may be asked any time."""
         self._forget()
 
     def _forget(self) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wamkit.actions.action_dit import ActionDiT, ActionDiTConfig
 from wamkit.dynamics.mixture_of_transformers import Expert
 from wamkit.dynamics.video_dit import VideoDiT
-from wamkit.dynamics.wan_block import Rotary, Stream
+from wamkit.dynamics.wan_block import Rotary, Stream, TimeCode
 from wamkit.nn.position import sincos
 
 
@@ -54,7 +54,9 @@ class _WanTime(nn.Module):
         self.time_embedder = TimestepEmbedding(in_channels=time_width, time_embed_dim=width)
         self.time_proj = nn.Linear(width, 6 * width)
 
-    def forward(self, noise_level: Float[Tensor, "B F"]) -> tuple[Float[Tensor, "B F D"], Float[Tensor, "B F 6 D"]]:
+    def forward(
+        self, noise_level: Float[Tensor, "*batch"]
+    ) -> tuple[Float[Tensor, "*batch D"], Float[Tensor, "*batch 6 D"]]:
         # Cosines before sines, and noise levels counted in thousands, as in Wan.
         sines, cosines = sincos(1000.0 * noise_level.float(), self.time_width).chunk(2, dim=-1)
         code = self.time_embedder(torch.cat([cosines, sines], dim=-1).to(self.time_proj.weight.dtype))
@@ -103,6 +105,10 @@ class ActionTokensBase(nn.Module):
         weight = layer.weight
         assert isinstance(weight, Tensor)
         return layer(groups.flatten(1, 2).to(weight.dtype)).to(weight.dtype)
+
+    def time_code(self, noise_level: Float[Tensor, "*batch"]) -> TimeCode:
+        """What noise levels do to tokens at them."""
+        return TimeCode(*self.time(noise_level))
 
     def prepare(
         self,

@@ -3,13 +3,14 @@
 A row belongs to whoever runs the episode, never to the module, and is never written to: `with_frames` makes a new one.
 So rows may be held, copied, tried again after a failure, and put together into any batch, whatever the batches were
 before. A batch is made anew for each chunk by padding rows of different length (`Batch.of`); nothing of one row can
-reach another.
+reach another. What runs at fixed shapes has the same as plain tensors with room to spare (`packed`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +18,18 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from wamkit.nn.attention import KeysValues
+
+
+class Stacked(NamedTuple):
+    """Keys and values of some tokens in all layers."""
+
+    keys: Float[Tensor, "B layers heads n d"]
+    values: Float[Tensor, "B layers heads n d"]
+
+    @classmethod
+    def of(cls, kept: Sequence[KeysValues]) -> Stacked:
+        """Layer by layer, put together."""
+        return cls(torch.stack([layer.keys for layer in kept], 1), torch.stack([layer.values for layer in kept], 1))
 
 
 @dataclass(frozen=True)
@@ -95,3 +108,55 @@ class Batch:
         """Over the prefix and then the own tokens, all of which see all that is readable."""
         seen = torch.cat([self.readable, own], dim=1)
         return seen[:, None, None, :].expand(-1, 1, own.shape[1], -1)
+
+
+def by_copy(pasts: Sequence[tuple[Row, ...]]) -> list[Row]:
+    """All episodes' rows under their instruction, then those without one."""
+    return [past[copy] for copy in range(len(pasts[0])) for past in pasts]
+
+
+def by_episode(rows: Sequence[Row], copies: int) -> list[tuple[Row, ...]]:
+    """The inverse of `by_copy`."""
+    count = len(rows) // copies
+    return [tuple(rows[copy * count + index] for copy in range(copies)) for index in range(count)]
+
+
+def packed(pasts: Sequence[Sequence[Row]], room: int) -> dict[str, Tensor]:
+    """Some episodes' rows as tensors whose shapes say nothing of how long the episodes are.
+
+    Args:
+        pasts: Of each episode its rows, as many of each and of one length.
+        room: Tokens to pad to.
+
+    Returns:
+        ``keys`` and ``values`` [B, copies, layers, heads, room, d], ``readable`` [B, room], ``frames`` [B].
+
+    Raises:
+        ValueError: an episode holds more than that.
+    """
+    like = pasts[0][0].keys
+    layers, heads, _, width = like.shape
+    keys = like.new_zeros(len(pasts), len(pasts[0]), layers, heads, room, width)
+    values, readable = torch.zeros_like(keys), like.new_zeros(len(pasts), room, dtype=torch.bool)
+    for index, past in enumerate(pasts):
+        tokens = len(past[0].frame)
+        if tokens > room:
+            raise ValueError(f"an episode of {tokens} tokens does not fit into {room}")
+        readable[index, :tokens] = True
+        for copy, row in enumerate(past):
+            keys[index, copy, :, :, :tokens] = row.keys
+            values[index, copy, :, :, :tokens] = row.values
+    frames = torch.tensor([past[0].frames for past in pasts], device=like.device)
+    return {"keys": keys, "values": values, "readable": readable, "frames": frames}
+
+
+def unpacked(
+    keys: Float[Tensor, "B copies layers heads M d"],
+    values: Float[Tensor, "B copies layers heads M d"],
+    readable: Bool[Tensor, "B M"],
+    frames: Int[Tensor, "B"],
+) -> Batch:
+    """What `packed` made as a batch, in the order of `by_copy`."""
+    by_layer = [part.permute(2, 1, 0, 3, 4, 5).flatten(1, 2).unbind(0) for part in (keys, values)]
+    prefix = tuple(KeysValues(k, v) for k, v in zip(*by_layer, strict=True))
+    return Batch(prefix, readable.repeat(keys.shape[1], 1), frames.repeat(keys.shape[1]))

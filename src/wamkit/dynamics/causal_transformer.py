@@ -17,12 +17,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wamkit.dynamics.causal_attention import AttentionKind, causal_attention
-from wamkit.dynamics.causal_cache import Batch, Row
+from wamkit.dynamics.causal_cache import Batch, Row, Stacked
 from wamkit.dynamics.causal_layout import Order, teacher_forcing
 from wamkit.dynamics.causal_positions import action_positions, rotary_at, video_positions
 from wamkit.dynamics.mixture_of_transformers import Expert, extend, joint
 from wamkit.dynamics.video_dit import VideoDiT
-from wamkit.dynamics.wan_block import Rotary, Stream, words_of
+from wamkit.dynamics.wan_block import Rotary, Stream, TimeCode, words_of
 from wamkit.nn.attention import KeysValues
 
 
@@ -36,6 +36,14 @@ class ActionTokens(Protocol):
 
     def words_in(self, words: Float[Tensor, "B L E"], video: VideoDiT) -> Float[Tensor, "B L D"]:
         """The words in the tokens' width."""
+        ...
+
+    def enter(self, groups: Float[Tensor, "B F n A"]) -> Float[Tensor, "B N D"]:
+        """Tokens of the groups' actions, group by group."""
+        ...
+
+    def time_code(self, noise_level: Float[Tensor, "*batch"]) -> TimeCode:
+        """What noise levels do to tokens at them."""
         ...
 
     def prepare(
@@ -99,6 +107,18 @@ class Words(NamedTuple):
     video_words: Float[Tensor, "B L D"]
     action_words: Float[Tensor, "B L d"]
     mask: Bool[Tensor, "B 1 1 L"] | None
+
+
+class ActionContext(NamedTuple):
+    """All that a chunk's actions read beside themselves: computed once, whatever the number of denoise steps."""
+
+    prefix: tuple[KeysValues, ...]
+    """By layer: history, and the chunk's frames where they are told."""
+    mask: Bool[Tensor, "B 1 m N"]
+    """Over the prefix and then the actions themselves."""
+    rotary: Rotary
+    words: list[KeysValues]
+    action_words: Float[Tensor, "B L d"]
 
 
 class CausalTransformer(nn.Module):
@@ -211,13 +231,42 @@ class CausalTransformer(nn.Module):
         words: Words,
     ) -> tuple[Float[Tensor, "B f n A"], list[KeysValues]]:
         """The next chunk's actions at their noise levels: their velocity, and their keys and values."""
-        actions, (frames, slots, width) = self._tokens, groups.shape[1:]
-        numbers = past.frames[:, None] + torch.arange(frames, device=groups.device)
+        context = self.action_context(past, valid, steps, words)
+        return self.action_step(context, groups, self._tokens.time_code(noise_level), words.mask)
+
+    def action_context(
+        self, past: Batch, valid: Bool[Tensor, "B f n"], steps: Int[Tensor, "B"], words: Words
+    ) -> ActionContext:
+        """What `action_step` needs, at whatever noise level."""
+        frames, slots = valid.shape[1:]
+        numbers = past.frames[:, None] + torch.arange(frames, device=valid.device)
         rotary = rotary_at(action_positions(numbers, slots, steps), self.video.config.head_width)
-        stream, code = actions.prepare(groups, noise_level, rotary, words.action_words, words.mask)
-        mask = past.mask(valid.flatten(1))
-        tokens, kept = extend(actions.blocks_beside(self.video), stream, past.prefix, mask, words.action)
-        made = actions.velocity(tokens, code, self.video, width)
+        return ActionContext(past.prefix, past.mask(valid.flatten(1)), rotary, words.action, words.action_words)
+
+    def action_codes(self, levels: Float[Tensor, "S"]) -> TimeCode:
+        """Of all noise levels of a denoise loop in one pass."""
+        return self._tokens.time_code(levels)
+
+    def action_step(
+        self,
+        context: ActionContext,
+        groups: Float[Tensor, "B f n A"],
+        at: TimeCode,
+        words_mask: Bool[Tensor, "B 1 1 L"] | None = None,
+    ) -> tuple[Float[Tensor, "B f n A"], list[KeysValues]]:
+        """`action_pass` with all known that does not follow from the actions.
+
+        Args:
+            context: From `action_context`.
+            groups: Noisy.
+            at: Of their noise levels, [B, f].
+            words_mask: Which words may be read; None: all.
+        """
+        actions, (frames, slots, width) = self._tokens, groups.shape[1:]
+        stream = Stream(actions.enter(groups), at.blocks, context.rotary, context.action_words, words_mask)
+        blocks = actions.blocks_beside(self.video)
+        tokens, kept = extend(blocks, stream, context.prefix, context.mask, context.words)
+        made = actions.velocity(tokens, at.code, self.video, width)
         return made.unflatten(1, (frames, slots)), kept
 
     def observed(
@@ -239,31 +288,57 @@ class CausalTransformer(nn.Module):
             valid: which of them are real.
             steps: actions of a frame at each row's rate.
         """
-        past, frames = Batch.of(rows), latents.shape[2]
-        clean = torch.zeros(len(latents), frames, device=latents.device)
-        _, kept = self.video_pass(past, latents, clean, words)
-        tokens = kept[0].keys.shape[2]
-        number = past.frames[:, None] + torch.arange(frames, device=latents.device)
-        frame = number.repeat_interleave(tokens // frames, dim=1)
-        readable = torch.ones_like(frame, dtype=torch.bool)
-        parts = [(kept, frame, readable)]
-        if groups is not None:
-            assert valid is not None
-            assert steps is not None
-            told = past.followed_by(kept, readable) if self.order == "after_video" else past
-            _, acted = self.action_pass(told, groups, valid, steps, clean, words)
-            parts.append((acted, number.repeat_interleave(groups.shape[2], dim=1), valid.flatten(1)))
-        return [self._row(row, index, parts, frames) for index, row in enumerate(rows)]
+        past = Batch.of(rows)
+        made = self.read_back(past, latents, words, groups, valid, steps)
+        return self.rows_after(rows, made, latents.shape[2], valid)
 
-    def _row(self, row: Row, index: int, parts: Sequence[tuple], frames: int) -> Row:
-        keys, values, numbers = [], [], []
-        for kept, frame, readable in parts:
-            real = readable[index]
-            keys.append(torch.stack([layer.keys[index][:, real] for layer in kept]))
-            values.append(torch.stack([layer.values[index][:, real] for layer in kept]))
-            numbers.append(frame[index][real])
-        made = (torch.cat(keys, dim=2).to(row.keys.dtype), torch.cat(values, dim=2).to(row.values.dtype))
-        return row.with_frames(*made, torch.cat(numbers), added=frames, window=self.window)
+    def read_back(
+        self,
+        past: Batch,
+        latents: Float[Tensor, "B C f h w"],
+        words: Words,
+        groups: Float[Tensor, "B f n A"] | None = None,
+        valid: Bool[Tensor, "B f n"] | None = None,
+        steps: Int[Tensor, "B"] | None = None,
+    ) -> list[Stacked]:
+        """Keys and values of what was observed and, where something was, of what was executed; as for `observed`."""
+        clean = torch.zeros(len(latents), latents.shape[2], device=latents.device)
+        _, kept = self.video_pass(past, latents, clean, words)
+        if groups is None:
+            return [Stacked.of(kept)]
+        assert valid is not None
+        assert steps is not None
+        told = past
+        if self.order == "after_video":
+            told = past.followed_by(kept, past.readable.new_ones(len(latents), kept[0].keys.shape[2]))
+        _, acted = self.action_pass(told, groups, valid, steps, clean, words)
+        return [Stacked.of(kept), Stacked.of(acted)]
+
+    def rows_after(
+        self,
+        rows: Sequence[Row],
+        made: Sequence[Stacked],
+        frames: int,
+        valid: Bool[Tensor, "B f n"] | None = None,
+    ) -> list[Row]:
+        """Rows with what `read_back` made of ``frames`` more latent frames."""
+        after = []
+        for index, row in enumerate(rows):
+            number = torch.arange(row.frames, row.frames + frames, device=row.frame.device)
+            keys, values, numbers = [], [], []
+            for part, stacked in enumerate(made):
+                frame = number.repeat_interleave(stacked.keys.shape[3] // frames)
+                # Of a frame every token is kept, of its actions those that are real.
+                real = slice(None)
+                if part:
+                    assert valid is not None
+                    real = valid[index].flatten()
+                keys.append(stacked.keys[index][:, :, real])
+                values.append(stacked.values[index][:, :, real])
+                numbers.append(frame[real])
+            joined = (torch.cat(keys, dim=2).to(row.keys.dtype), torch.cat(values, dim=2).to(row.values.dtype))
+            after.append(row.with_frames(*joined, torch.cat(numbers), added=frames, window=self.window))
+        return after
 
     @property
     def _tokens(self) -> ActionTokens:

@@ -37,6 +37,15 @@ class Stream(NamedTuple):
     words_mask: Bool[Tensor, "B 1 1 L"] | None
 
 
+class TimeCode(NamedTuple):
+    """What a noise level does to the tokens at it."""
+
+    code: Float[Tensor, "*batch D"]
+    """For the last layer."""
+    blocks: Float[Tensor, "*batch 6 D"]
+    """Scales, shifts and gates, before each block adds its own."""
+
+
 class Queries(NamedTuple):
     """Queries, keys and values of self-attention, positions applied."""
 

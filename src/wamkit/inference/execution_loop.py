@@ -13,6 +13,7 @@ at the loop's rate: a local policy (`execution_policy.policy_source`), a remote 
   causal model feeds its cache with. What was planned and not executed never reaches it;
 - ``picture_interval_s`` and ``observed(observations)``: a model that must see more pictures than it acts on says how
   far apart, and is shown, before each chunk is asked for, those since the one before, oldest first;
+- ``look_interval_s``: it is asked again only after a whole number of these, for models that know whole frames alone;
 - ``reset()``: a new episode begins.
 
 No torch is needed here.
@@ -124,7 +125,8 @@ class ControlLoop:
         thinking: Default `Background`: `act` never waits. With `Blocking` and `Synchronous` it waits for each chunk.
 
     Raises:
-        ExecutionError: the executor in-paints and the source cannot.
+        ExecutionError: the executor in-paints and the source cannot, or it asks between two moments at which the
+            source may be asked.
     """
 
     def __init__(
@@ -145,7 +147,13 @@ class ControlLoop:
             raise ExecutionError(f"A control rate is above 0 Hz, not {rate_hz:g}.")
         self.source, self.executor, self.rate_hz = source, executor, rate_hz
         self.thinking = thinking or Background()
-        self._picture_every = _periods_between_pictures(source, rate_hz)
+        self._picture_every = _periods(source, "picture_interval_s", "must see a picture", rate_hz)
+        self._look_every = _periods(source, "look_interval_s", "may be asked", rate_hz)
+        if self._look_every is not None and executor.n_action_steps % self._look_every:
+            raise ExecutionError(
+                f"The policy may be asked every {self._look_every} actions and the executor asks after "
+                f"{executor.n_action_steps}: set n_action_steps to a multiple of {self._look_every}."
+            )
         self._resets = False
         self._begin_episode()
 
@@ -177,7 +185,8 @@ class ControlLoop:
         self._keep_time(at)
         try:
             self._collect()
-            request = self.executor.request()
+            # An answer that came late, or a robot that held, may have moved the executor's moment off the source's.
+            request = self.executor.request() if self._since.on(self._look_every) else None
             if request is not None:
                 self._begin(request, observation() if callable(observation) else observation)
                 self._collect()
@@ -288,24 +297,28 @@ class _Since:
         """Whether the source must see this moment: a whole number of picture intervals, in actions, after the last."""
         return every is not None and self.asked and bool(self.executed) and len(self.executed) % every == 0
 
+    def on(self, every: int | None) -> bool:
+        """Whether a source that is asked every so many actions may be asked now; at first it may at any time."""
+        return every is None or not self.asked or len(self.executed) % every == 0
+
     def and_then(self, later: _Since) -> _Since:
         """Both, where the source heard of neither."""
         return _Since(self.asked, [*self.executed, *later.executed], [*self.seen, *later.seen])
 
 
-def _periods_between_pictures(source: object, rate_hz: float) -> int | None:
-    """How many control periods lie between the pictures that a source must see; None: it needs no others.
+def _periods(source: object, name: str, what: str, rate_hz: float) -> int | None:
+    """How many control periods an interval of a source has; None where it names none.
 
     Raises:
         ExecutionError: They are no whole number.
     """
-    interval = getattr(source, "picture_interval_s", None)
+    interval = getattr(source, name, None)
     if interval is None:
         return None
     periods = round(interval * rate_hz)
     if periods < 1 or abs(interval * rate_hz - periods) > 1e-3:
         raise ExecutionError(
-            f"The policy must see a picture every {interval:g} s, which is no whole number of periods at {rate_hz:g} "
+            f"The policy {what} every {interval:g} s, which is no whole number of periods at {rate_hz:g} "
             f"Hz: control it at a multiple of {1 / interval:g} Hz."
         )
     return periods

@@ -67,6 +67,11 @@ class PolicySource:
         """Seconds between the pictures that the model must see; None: those that it acts on are enough."""
         return self.policy.model.picture_interval_s
 
+    @property
+    def look_interval_s(self) -> float | None:
+        """Seconds of which a whole number must pass between two chunks; None: it may be asked any time."""
+        return self.policy.model.look_interval_s
+
     def observed(self, observations: Sequence[Mapping[str, Any]]) -> None:
         """What was seen since the last chunk was asked for, oldest first."""
         self.policy.observed(observations)

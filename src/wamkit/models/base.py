@@ -140,6 +140,11 @@ class WorldActionModel(nn.Module):
         """Seconds between the pictures that a model with a memory must see; None: those of `act` are enough."""
         return None
 
+    @property
+    def look_interval_s(self) -> float | None:
+        """Seconds of which a whole number must pass between two calls of `act` of an episode; None: any time may."""
+        return None
+
     def remember(self) -> Any:
         """What is remembered of the episodes under way, row by row of the last batch; None where there is nothing.
 

@@ -1,4 +1,4 @@
-"""How a causal model is used: episodes under way, acting, imagining, reading actions off a video.
+"""How a causal model acts: episodes under way, and the next chunk of each.
 
 The model is told what happened: `executed` and `observed` between two calls of `act`. What it knows of each episode is
 a value (`wamkit.models.causal_episode.Episode`) that `remember` hands out and `recall` takes back, a row for each
@@ -7,30 +7,32 @@ episode of the batch; rows of any batches may be put together, or left out, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from wamkit.dynamics.causal_cache import Batch, Row
+from wamkit.actions.flow_field import VelocityField, inpainting
+from wamkit.dynamics.causal_cache import Batch, Row, by_copy, by_episode
 from wamkit.dynamics.causal_transformer import CausalTransformer, Words
 from wamkit.encoders.base import VideoTokenizer
 from wamkit.encoders.umt5 import UMT5Text
 from wamkit.models.action_groups import flattened, grouped
-from wamkit.models.base import StageError, WorldActionModel
+from wamkit.models.base import WorldActionModel
 from wamkit.models.causal_config import CausalModelError, Mode
 from wamkit.models.causal_episode import Episode, fork
 from wamkit.models.causal_sampler import ChunkSampler, Groups
 from wamkit.models.chunk import chunk_times, padded
-from wamkit.models.video_world_model import resize_pictures
-from wamkit.types import ActionChunk, Future, Observation
+from wamkit.types import ActionChunk, Observation
+
+Observe = Callable[[Sequence[tuple[Row, ...]], Tensor, Groups | None, Sequence[str]], list[tuple[Row, ...]]]
+"""Each episode's rows, one more chunk of observed latents [B, C, f, h, w], the actions that led there, instructions."""
 
 
 class CausalActing(WorldActionModel):
-    """The inference half of `wamkit.models.causal_world_model.CausalWorldModel`."""
+    """What of `wamkit.models.causal_world_model.CausalWorldModel` drives a robot."""
 
     config: Any
     tokenizer: VideoTokenizer
@@ -57,6 +59,11 @@ class CausalActing(WorldActionModel):
         """One picture a latent frame, or four."""
         each = self.config.frame_s
         return each if self.config.pictures == "held" else each / VideoTokenizer.TEMPORAL
+
+    @property
+    def look_interval_s(self) -> float:
+        """One latent frame."""
+        return self.config.frame_s
 
     def executed(self, actions: Float[Tensor, "B n A"]) -> None:
         """What was executed since the last `act`, normalised; in whole latent frames by the next."""
@@ -109,30 +116,83 @@ class CausalActing(WorldActionModel):
         Raises:
             CausalModelError: more or fewer rows than episodes under way, or an episode that cannot be followed.
         """
+        return self._acted(observation, noise, generator, mode or self.config.mode)
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        observation: Observation,
+        known: Float[Tensor, "B K A"],
+        weights: Float[Tensor, "B K A"],
+        *,
+        noise: Float[Tensor, "B K A"] | None = None,
+        generator: torch.Generator | None = None,
+        mode: Mode | None = None,
+    ) -> ActionChunk:
+        """The action decoder's field, guided towards the known plan; nothing before it differs from `act`.
+
+        Frames that are imagined on the way are not guided: they follow from what was observed and executed.
+
+        Raises:
+            CausalModelError: see `act`.
+        """
+
+        def through(steps: Tensor) -> Callable[[VelocityField, Sequence[float]], VelocityField]:
+            config = self.config
+            plan, share = (
+                grouped(part, steps, config.chunk_frames, config.actions_per_frame)[0] for part in (known, weights)
+            )
+            return lambda field, levels: inpainting(field, plan, share, levels)
+
+        return self._acted(observation, noise, generator, mode or self.config.mode, through)
+
+    def _acted(
+        self,
+        observation: Observation,
+        noise: Tensor | None,
+        generator: torch.Generator | None,
+        mode: Mode,
+        through: Callable[[Tensor], Callable[[VelocityField, Sequence[float]], VelocityField]] | None = None,
+    ) -> ActionChunk:
         config = self.config
-        times, valid = chunk_times(
-            observation.rate_hz,
-            horizon_s=config.horizon_s,
-            max_actions=config.max_actions,
-            valid_steps=config.valid_steps,
-        )
+        times, valid = self.chunk_times(observation.rate_hz)
         if noise is None:
             shape = (observation.batch_size, *self.action_noise_shape)
             noise = torch.randn(shape, generator=generator, device=times.device)
         steps = self.steps_of(observation.rate_hz)
-        episodes = self._moved_on(observation, steps)
+        episodes = self.moved_on(observation, steps)
         sampler = self._sampler([e.rows for e in episodes], observation.task)
         start = Groups(*grouped(noise, steps, config.chunk_frames, config.actions_per_frame), steps)
         frames = None
-        if (mode or config.mode) == "video_and_action":
-            frames = sampler.video(self._video_noise(len(episodes), config.chunk_frames))
-        groups = sampler.actions(start, frames, video_level=config.video_until)
+        if mode == "video_and_action":
+            frames = sampler.video(self.video_noise(len(episodes), config.chunk_frames))
+        groups = sampler.actions(
+            start, frames, video_level=config.video_until, through=None if through is None else through(steps)
+        )
         self._episodes = tuple(episodes)
         # What was imagined on the way is not handed out: it is in latents, and `imagine` speaks of pixels.
         return ActionChunk(actions=flattened(groups, steps).float(), times=times, valid=valid)
 
-    def _moved_on(self, observation: Observation, steps: Int[Tensor, "B"]) -> list[Episode]:
-        """Every row's episode, up to what is seen now."""
+    def chunk_times(self, rate_hz: Float[Tensor, "B"]) -> tuple[Float[Tensor, "B K"], Bool[Tensor, "B K"]]:
+        """Time stamps i/h of a chunk, and which of its steps lie inside the horizon."""
+        config = self.config
+        return chunk_times(
+            rate_hz, horizon_s=config.horizon_s, max_actions=config.max_actions, valid_steps=config.valid_steps
+        )
+
+    def moved_on(
+        self, observation: Observation, steps: Int[Tensor, "B"], observe: Observe | None = None
+    ) -> list[Episode]:
+        """Every row's episode, up to what is seen now; those under way stay where they are.
+
+        Args:
+            observation: The present.
+            steps: Actions of one latent frame.
+            observe: What computes keys and values of what was seen and done, in place of the model's own.
+
+        Raises:
+            CausalModelError: see `act`.
+        """
         count = observation.batch_size
         known = (None,) * count if self._episodes is None else self._episodes
         if len(known) != count:
@@ -158,7 +218,9 @@ class CausalActing(WorldActionModel):
                 ]
                 if rows:
                     for row, episode in zip(
-                        rows, self._continued(rows, found, frames, seen, observation.task, steps), strict=True
+                        rows,
+                        self._continued(rows, found, frames, seen, observation.task, steps, observe or self._observed),
+                        strict=True,
                     ):
                         moved[row] = episode
         return [episode for episode in moved if episode is not None]
@@ -171,6 +233,7 @@ class CausalActing(WorldActionModel):
         seen: UInt8[Tensor, "B 3 H W"],
         task: Sequence[str],
         steps: Int[Tensor, "B"],
+        observe: Observe,
     ) -> list[Episode]:
         """Episodes of which equally many latent frames have passed, or which all begin."""
         config = self.config
@@ -191,8 +254,8 @@ class CausalActing(WorldActionModel):
             done = torch.stack([e.actions for row in rows if (e := found[row]) is not None and e.actions is not None])
             own = steps[list(rows)]
             groups = Groups(*grouped(done, own, frames, config.actions_per_frame), own)
-        pasts = [e.rows if (e := found[row]) is not None else self._empty_rows() for row in rows]
-        after = self._observed(pasts, latent, groups, [task[row] for row in rows])
+        pasts = [e.rows if (e := found[row]) is not None else self.empty_rows() for row in rows]
+        after = observe(pasts, latent, groups, [task[row] for row in rows])
         return [
             Episode(task=task[row], rows=past, stream=stream, present=seen[row])
             for row, past, stream in zip(rows, after, streams, strict=True)
@@ -200,7 +263,8 @@ class CausalActing(WorldActionModel):
 
     # Rows of one instruction each, or two with guidance
 
-    def _empty_rows(self) -> tuple[Row, ...]:
+    def empty_rows(self) -> tuple[Row, ...]:
+        """An episode of which nothing was seen."""
         return (self.transformer.empty_row(),) * (2 if self.config.guided else 1)
 
     def _words(self, task: Sequence[str]) -> Words:
@@ -209,8 +273,7 @@ class CausalActing(WorldActionModel):
         return self.transformer.read(self.text(told, device))
 
     def _sampler(self, pasts: Sequence[tuple[Row, ...]], task: Sequence[str]) -> ChunkSampler:
-        rows = [past[copy] for copy in range(len(pasts[0])) for past in pasts]
-        return ChunkSampler(self.transformer, self.config, Batch.of(rows), self._words(task))
+        return ChunkSampler(self.transformer, self.config, Batch.of(by_copy(pasts)), self._words(task))
 
     def _observed(
         self,
@@ -220,129 +283,11 @@ class CausalActing(WorldActionModel):
         task: Sequence[str],
     ) -> list[tuple[Row, ...]]:
         copies = len(pasts[0])
-        rows = [past[copy] for copy in range(copies) for past in pasts]
-        frames = latents.repeat(copies, 1, 1, 1, 1)
-        if groups is None:
-            after = self.transformer.observed(rows, frames, self._words(task))
-        else:
-            values, valid, steps = groups.repeated(copies)
-            after = self.transformer.observed(rows, frames, self._words(task), values, valid, steps)
-        return [tuple(after[copy * len(pasts) + index] for copy in range(copies)) for index in range(len(pasts))]
+        frames, words = latents.repeat(copies, 1, 1, 1, 1), self._words(task)
+        told = () if groups is None else groups.repeated(copies)
+        return by_episode(self.transformer.observed(by_copy(pasts), frames, words, *told), copies)
 
-    # Imagining
-
-    @torch.no_grad()
-    def imagine(
-        self,
-        observation: Observation,
-        actions: Float[Tensor, "B K A"] | None = None,
-        *,
-        frames: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Future:
-        """Video from what is seen now alone, chunk by chunk from its own imagination; under given actions or none.
-
-        Args:
-            observation: Where it begins; episodes under way are left alone.
-            actions: Normalised, in whole latent frames (forward dynamics). None: what the instruction leads to.
-            frames: Latent frames to imagine; None: as many as the actions span, or as a training sequence has.
-            generator: Of the noise; None: seed 0, so that two calls agree.
-
-        Returns:
-            Pixels on the canvas in [0, 1].
-
-        Raises:
-            StageError: the model cannot predict frames under actions, or the actions are no whole latent frames.
-        """
-        config, steps = self.config, self.steps_of(observation.rate_hz)
-        groups = None
-        if actions is not None:
-            groups, frames = self._given(actions, steps, frames)
-        wanted = config.training_frames if frames is None else frames
-        noise = self._video_noise(observation.batch_size, wanted, generator)
-        pasts, latent, pictures = self._begun(observation)
-        made = [latent]
-        for first in range(0, wanted, config.chunk_frames):
-            part = slice(first, min(first + config.chunk_frames, wanted))
-            given = None if groups is None else Groups(groups.values[:, part], groups.valid[:, part], steps)
-            sampler = self._sampler(pasts, observation.task)
-            made.append(_finished(sampler, noise[:, :, part], given))
-            pasts = self._observed(pasts, made[-1], given, observation.task)
-        video = self.distinct(self.tokenizer.decode(torch.cat(made, dim=2)))
-        times = self.distinct(torch.tensor([config.offsets_s(wanted)], device=video.device))[:, 1:]
-        present = resize_pictures(pictures[:, 0].float() / 255.0, video.shape[-2:])
-        return Future(space="pixels", values=video[:, 1:].float(), times=times.expand(len(video), -1), present=present)
-
-    def _given(self, actions: Tensor, steps: Tensor, frames: int | None) -> tuple[Groups, int]:
-        config = self.config
-        if config.order == "after_video":
-            raise StageError(
-                f"{self.name} with order 'after_video' does not predict frames under actions: its actions come after"
-                " their chunk's frames. Train it with order 'beside_video' and a forward_share above 0"
-            )
-        each = int(steps[0])
-        spanned, rest = divmod(actions.shape[1], each)
-        if rest or not spanned or bool((steps != each).any()) or (frames is not None and frames > spanned):
-            raise StageError(
-                f"{actions.shape[1]} actions do not make up whole latent frames of {steps.tolist()}: give a multiple,"
-                " one control rate, and as many as there are frames to imagine"
-            )
-        wanted = spanned if frames is None else frames
-        values = padded(actions, config.action.action_dim)
-        return Groups(*grouped(values, steps, wanted, config.actions_per_frame), steps), wanted
-
-    def _begun(self, observation: Observation) -> tuple[list[tuple[Row, ...]], Tensor, Tensor]:
-        """The past after the first frame: rows, its latent, its canvas."""
-        pictures = self.clip_of({camera: picture.unsqueeze(1) for camera, picture in observation.images.items()})
-        latent = self.tokenizer.encode(pictures).float()
-        pasts = self._observed([self._empty_rows()] * len(latent), latent, None, observation.task)
-        return pasts, latent, pictures
-
-    @torch.no_grad()
-    def actions_of(
-        self,
-        clip: Mapping[str, UInt8[Tensor, "B T 3 H W"]],
-        task: Sequence[str],
-        rate_hz: Float[Tensor, "B"],
-        *,
-        noise: Float[Tensor, "B K A"] | None = None,
-        generator: torch.Generator | None = None,
-    ) -> ActionChunk:
-        """The actions that a given video shows (inverse dynamics), chunk by chunk, its own before it as the history.
-
-        Args:
-            clip: 4 n + 1 pictures of each camera, at the model's times.
-            task: Instructions.
-            rate_hz: Control rates of the actions.
-            noise: Where the actions start; K = n times ``actions_per_frame``.
-            generator: Of the noise.
-        """
-        config, steps = self.config, self.steps_of(rate_hz)
-        latents = self.tokenizer.encode(self.clip_of(clip)).float()
-        frames = latents.shape[2] - 1
-        if noise is None:
-            shape = (len(latents), frames * config.actions_per_frame, config.action.action_dim)
-            noise = torch.randn(shape, generator=generator, device=latents.device)
-        start, valid = grouped(noise, steps, frames, config.actions_per_frame)
-        pasts = self._observed([self._empty_rows()] * len(latents), latents[:, :, :1], None, task)
-        found = []
-        for first in range(0, frames, config.chunk_frames):
-            part = slice(first, min(first + config.chunk_frames, frames))
-            seen = latents[:, :, 1:][:, :, part]
-            own = Groups(start[:, part], valid[:, part], steps)
-            made = self._sampler(pasts, task).actions(own, seen)
-            found.append(made)
-            pasts = self._observed(pasts, seen, own._replace(values=made), task)
-        times, inside = chunk_times(
-            rate_hz, horizon_s=frames * config.frame_s, max_actions=noise.shape[1], valid_steps=config.valid_steps
-        )
-        return ActionChunk(actions=flattened(torch.cat(found, dim=1), steps).float(), times=times, valid=inside)
-
-    def distinct(self, pictures: Tensor) -> Tensor:
-        """Of a clip's pictures [B, 4 n + 1, ...], those that differ in time."""
-        return pictures[:, :: VideoTokenizer.TEMPORAL] if self.config.pictures == "held" else pictures
-
-    def _video_noise(self, rows: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
+    def video_noise(self, rows: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
         """The same for every row where it is of seed 0, so that no row depends on its neighbours."""
         device = next(self.transformer.parameters()).device
         shape = (self.config.video.channels, frames, *self.latent_size)
@@ -350,11 +295,3 @@ class CausalActing(WorldActionModel):
             noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
             return noise.to(device).expand(rows, *shape)
         return torch.randn((rows, *shape), generator=generator, device=generator.device).to(device)
-
-
-def _finished(sampler: ChunkSampler, noise: Tensor, given: Groups | None) -> Tensor:
-    """Frames that are to be looked at, or built on, are denoised to the end, wherever acting would stop."""
-    if sampler.config.video_until > 0 and given is None:
-        config = replace(sampler.config, video_until=0.0)
-        sampler = ChunkSampler(sampler.transformer, config, sampler.past, sampler.words)
-    return sampler.video(noise, given)

@@ -6,7 +6,7 @@ with the instruction and without, each with its own past: v = v_without + g (v_w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from wamkit.actions.flow_field import VelocityField
 from wamkit.dynamics.causal_cache import Batch
-from wamkit.dynamics.causal_transformer import CausalTransformer, Words
+from wamkit.dynamics.causal_transformer import ActionContext, CausalTransformer, Words
+from wamkit.dynamics.wan_block import TimeCode
 from wamkit.losses import flow_matching
 from wamkit.models.causal_config import CausalModelConfig
 from wamkit.nn.attention import KeysValues
@@ -75,7 +77,12 @@ class ChunkSampler:
         return self._euler(velocity, noise, levels, config.video_guidance)
 
     def actions(
-        self, noise: Groups, video: Float[Tensor, "B C f h w"] | None = None, *, video_level: float = 0.0
+        self,
+        noise: Groups,
+        video: Float[Tensor, "B C f h w"] | None = None,
+        *,
+        video_level: float = 0.0,
+        through: Callable[[VelocityField, Sequence[float]], VelocityField] | None = None,
     ) -> Float[Tensor, "B f n A"]:
         """The chunk's actions: from the past alone, or with the chunk's frames.
 
@@ -83,17 +90,35 @@ class ChunkSampler:
             noise: Where they start, and which places are real.
             video: The frames; None for the policy.
             video_level: Their noise level.
+            through: What is made of the velocity towards the data before it is followed, given the steps' noise levels,
+                the last one's end included.
         """
-        config, past = self.config, self.past
-        if video is not None:
-            past = past.followed_by(*self._seen(video, video_level))
-        levels = levels_down_to(0.0, config.action_steps, config.action_shift, noise.values.device)
-        _, valid, steps = noise.repeated(self.copies)
+        context = self.action_context(noise.valid, noise.steps, video, video_level=video_level)
+        levels = action_levels(self.config, noise.values.device)
+        codes = self.transformer.action_codes(levels[:-1])
 
-        def velocity(x: Tensor, level: Tensor) -> Tensor:
-            return self.transformer.action_pass(past, x, valid, steps, level, self.words)[0]
+        def field(x: Tensor, step: int) -> Tensor:
+            return -action_velocity(self.transformer, self.config, context, codes, x, step, self.words.mask)
 
-        return self._euler(velocity, noise.values, levels, config.action_guidance)
+        followed = field if through is None else through(field, levels.tolist())
+        x = noise.values
+        for step, (now, following) in enumerate(pairwise(levels)):
+            x = x + (now - following) * followed(x, step)
+        return x
+
+    def action_context(
+        self,
+        valid: Bool[Tensor, "B f n"],
+        steps: Int[Tensor, "B"],
+        video: Float[Tensor, "B C f h w"] | None = None,
+        *,
+        video_level: float = 0.0,
+    ) -> ActionContext:
+        """All that the chunk's actions read beside themselves; arguments as for `actions`."""
+        past = self.past if video is None else self.past.followed_by(*self._seen(video, video_level))
+        return self.transformer.action_context(
+            past, valid.repeat(self.copies, 1, 1), steps.repeat(self.copies), self.words
+        )
 
     def _seen(self, video: Tensor, level: float) -> tuple[list[KeysValues], Tensor]:
         frames = video.repeat(self.copies, 1, 1, 1, 1)
@@ -110,12 +135,49 @@ class ChunkSampler:
     def _euler(
         self, velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, levels: Tensor, guidance: float
     ) -> Tensor:
-        x, copies, frames = noise, self.copies, noise.shape[2] if noise.ndim == 5 else noise.shape[1]
+        x, frames = noise, noise.shape[2]
         for now, following in pairwise(levels):
-            level = now.expand(copies * len(x), frames)
-            towards_noise = velocity(x.repeat(copies, *[1] * (x.ndim - 1)), level)
-            if copies == 2:
-                told, untold = towards_noise.chunk(2)
-                towards_noise = untold + guidance * (told - untold)
+            level = now.expand(self.copies * len(x), frames)
+            towards_noise = _guided(lambda x, level=level: velocity(x, level), x, self.copies, guidance)
             x = x + (following - now) * towards_noise
         return x
+
+
+def action_levels(config: CausalModelConfig, device: torch.device | str) -> Float[Tensor, "steps_and_one"]:
+    """Noise levels of the actions' Euler steps."""
+    return levels_down_to(0.0, config.action_steps, config.action_shift, device)
+
+
+def action_velocity(
+    transformer: CausalTransformer,
+    config: CausalModelConfig,
+    context: ActionContext,
+    codes: TimeCode,
+    x: Float[Tensor, "B f n A"],
+    step: int,
+    words_mask: Bool[Tensor, "B 1 1 L"] | None = None,
+) -> Float[Tensor, "B f n A"]:
+    """Of a chunk's actions towards the noise in one Euler step, with classifier-free guidance where it is configured.
+
+    Args:
+        transformer: Whose.
+        config: Guidance.
+        context: Of all rows, those without an instruction behind those with one.
+        codes: Of the steps' noise levels, a row for each.
+        x: The actions, once for each episode.
+        step: Which row counts.
+        words_mask: See `CausalTransformer.action_step`.
+    """
+    copies = 2 if config.guided else 1
+    rows = copies * len(x), x.shape[1]
+    at = TimeCode(*(part[step].expand(*rows, *part.shape[1:]) for part in codes))
+    return _guided(
+        lambda both: transformer.action_step(context, both, at, words_mask)[0], x, copies, config.action_guidance
+    )
+
+
+def _guided(velocity: Callable[[Tensor], Tensor], x: Tensor, copies: int, guidance: float) -> Tensor:
+    if copies == 1:
+        return velocity(x)
+    told, untold = velocity(x.repeat(copies, *[1] * (x.ndim - 1))).chunk(2)
+    return untold + guidance * (told - untold)

@@ -1,8 +1,8 @@
 """What RepWAM and LingBot-VA share: a causal sequence of frames and actions, predicted chunk by chunk.
 
 Everything a paper does not settle between them is a field of the config (`wamkit.models.causal_config`). This module
-holds training and the ways to use one set of weights; `CausalActing`, which it builds on, what is remembered of
-episodes under way.
+holds training; what it builds on, `CausalImagining` and `CausalActing`, the ways to use one set of weights and what is
+remembered of episodes under way.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from wamkit.losses import flow_matching
 from wamkit.losses.reduction import masked_mean
 from wamkit.models.action_groups import grouped, steps_of
 from wamkit.models.base import StageError
-from wamkit.models.causal_acting import CausalActing
 from wamkit.models.causal_config import CausalModelConfig, CausalModelError, video_tokenizer
+from wamkit.models.causal_imagining import CausalImagining
 from wamkit.models.causal_sampler import Groups
 from wamkit.models.chunk import padded
 from wamkit.models.fake_window import fake_robot_window
 from wamkit.types import Losses, LossTerm, Window
 
 
-class CausalWorldModel(CausalActing):
+class CausalWorldModel(CausalImagining):
     """Base of the causal models: tokenizer, words, transformer; one training objective for all sequence stages."""
 
     config: Any

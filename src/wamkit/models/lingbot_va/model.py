@@ -27,6 +27,7 @@ class LingBotVA(CausalWorldModel):
         imagines=("pixels",),
         action_conditioned=False,
         trains_action_free=True,
+        inpaints_actions=True,
         remembers=True,
     )
 

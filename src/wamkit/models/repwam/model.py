@@ -37,6 +37,7 @@ class RepWAM(CausalWorldModel):
         imagines=("pixels",),
         action_conditioned=True,
         trains_action_free=True,
+        inpaints_actions=True,
         remembers=True,
     )
 
