@@ -84,11 +84,62 @@ def test_each_difference_is_one_line(contract, change, told):
     assert told in only(check(contract, replace(ENV, **change)))
 
 
-def test_flipped_and_exchanged_pictures_are_seen(contract, arm):
+def test_flipped_pictures_are_seen(contract, arm):
     seen = arm.decode("front", 0, np.arange(4) / 20)
     assert check(contract, ENV, {"front": seen}) == []
     assert "upside down" in only(check(contract, ENV, {"front": seen[:, ::-1]}))
     assert "turned by 180" in only(check(contract, ENV, {"front": seen[:, ::-1, ::-1]}))
+
+
+@pytest.fixture(scope="module")
+def two_cameras(slow_video, tmp_path_factory):
+    """A contract of two cameras, in the order ``exterior``, ``wrist``."""
+    store = FrameStore.build(slow_video, tmp_path_factory.mktemp("two"), resolution=64)
+    entry = MixtureEntry(source=slow_video, frame_store=store)
+    contract = describe_mixture(Mixture([entry], WindowSpec(resolution=64), fit_normalizer([entry])))
+    assert [name for name, _ in contract.cameras] == ["exterior", "wrist"]
+    return contract
+
+
+def environment_of(source, cameras):
+    return Env(
+        cameras=cameras,
+        state_names=source.state_names,
+        action_names=source.action_names,
+        action_low=(-1.0,) * len(source.action_names),
+        action_high=(1.0,) * len(source.action_names),
+        rate_hz=source.fps,
+        embodiment=source.embodiment,
+    )
+
+
+def test_exchanged_cameras_are_seen_in_their_pictures(two_cameras, slow_video):
+    size = slow_video.resolution("exterior")
+    env = environment_of(slow_video, {"exterior": size, "wrist": size})
+    exterior, wrist = (slow_video.decode(camera, 0, np.arange(6) / 5) for camera in ("exterior", "wrist"))
+    assert check(two_cameras, env, {"exterior": exterior, "wrist": wrist}) == []
+    told = lines(check(two_cameras, env, {"exterior": wrist, "wrist": exterior}))
+    assert len(told) == 2
+    assert "camera 'exterior': its pictures look like those of camera 'wrist'" in told[0]
+    assert "camera 'wrist': its pictures look like those of camera 'exterior'" in told[1]
+
+
+def test_cameras_are_found_by_name_whatever_their_order(two_cameras, slow_video):
+    size = slow_video.resolution("exterior")
+    seen = {camera: slow_video.decode(camera, 0, np.arange(6) / 5) for camera in ("wrist", "exterior")}
+    assert check(two_cameras, environment_of(slow_video, dict.fromkeys(seen, size)), seen) == []
+
+
+def test_exchanged_cameras_of_a_data_set_are_seen(two_cameras, slow_video, tmp_path):
+    """The same files under each other's names, as after a mistake in a recorder's settings."""
+    root, opened = copied(slow_video, tmp_path)
+    videos = root / "videos"
+    one, other = (videos / f"observation.images.{camera}" for camera in ("exterior", "wrist"))
+    one.rename(videos / "aside")
+    other.rename(one)
+    (videos / "aside").rename(other)
+    told = lines(check(two_cameras, opened()))
+    assert ["those of camera 'wrist'" in told[0], "those of camera 'exterior'" in told[1]] == [True, True]
 
 
 def with_gripper(contract, low, high, **changes):

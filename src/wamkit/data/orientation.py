@@ -46,7 +46,8 @@ def layout_problem(camera: str, frames: np.ndarray, known: Mapping[str, Thumbnai
         known: Thumbnails by camera, as of training.
 
     Returns:
-        A phrase such as ``"upside down (flipped vertically)"`` or ``"those of camera 'wrist'"``; None where it fits.
+        What they look, such as ``"upside down (flipped vertically)"`` or ``"like those of camera 'wrist'"``; None where
+        they fit.
     """
     if camera not in known or len(frames) == 0:
         return None
@@ -54,7 +55,7 @@ def layout_problem(camera: str, frames: np.ndarray, known: Mapping[str, Thumbnai
     least = _correlation(shown, reference) + MARGIN
     readings = {name: _correlation(turn(shown), reference) for name, turn in _TURNS.items()}
     readings |= {
-        f"those of camera {other!r}": _correlation(shown, np.array(picture, np.float64))
+        f"like those of camera {other!r}": _correlation(shown, np.array(picture, np.float64))
         for other, picture in known.items()
         if other != camera
     }
