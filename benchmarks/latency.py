@@ -200,6 +200,7 @@ def row(
         boundaries[boundary]["plain"] = boundaries[boundary].pop("first")
         boundaries[boundary]["runtime"] = boundaries[boundary].pop("second")
 
+    policy.reset()  # the ring's pictures are no episode
     batch = policy.observation([ring[0]], embodiment=embodiment)
     stages = costs(fast, ring)
     limits = machine_limits(policy.device, runtime.dtype or torch.float32, seconds=0.05 if options.toy else 1.0)

@@ -177,6 +177,7 @@ def short_latency(policy: Policy, protocol: Protocol) -> dict[str, Any]:
     }
     if policy.runtime is not None:
         embodiment = policy.contract.bodies[0].embodiment
+        policy.reset()  # the ring's pictures are no episode
         record["parts"] = by_part(policy.runtime.parts(policy.observation([ring[0]], embodiment=embodiment)), protocol)
         record["precision"] = policy.runtime.precision
         _, plain = whole(Policy(policy.model, policy.normalizer, policy.contract, stage=policy.stage))

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from wamkit.inference.runtime_calls import RecordedCalls, repeat_last
 from wamkit.inference.runtime_chunk import chunk_of, joined, tensors_of
 from wamkit.inference.runtime_fusions import optimise
 from wamkit.inference.runtime_graphs import GraphedChunk
@@ -121,6 +122,7 @@ class Runtime:
             torch.set_num_threads(settings.threads)
         self.dtype = None if self.precision == "fp32" else torch.bfloat16
         self.constants = Constants()
+        self.calls = self.phases.caller = RecordedCalls(self)
         self.evicted = 0
         self._schedule_rows: list[Any] | None = None
         self._shapes: OrderedDict[tuple[Any, ...], _Shape] = OrderedDict()
@@ -135,24 +137,20 @@ class Runtime:
             observation: On the model's device.
             noise: [B, K, A] to start from; None draws it. Models without denoise steps need none.
         """
-        if noise is None and self.phases.steps:
-            noise = torch.randn(observation.batch_size, *self._noise_shape(), device=self.device)
-        most = max(self.settings.batch_sizes)
-        if observation.batch_size <= most:
-            return self._act(self.phases.inputs(observation, self.settings.text_tokens), noise)
-        parts = [
-            self._act(
-                self.phases.inputs(_rows(observation, start, start + most), self.settings.text_tokens),
-                None if noise is None else noise[start : start + most],
-            )
-            for start in range(0, observation.batch_size, most)
-        ]
-        return joined(parts)
+        # Looked at as a whole, then parted: a model that remembers has a row of its past for each sample of the batch.
+        parts = self._parts(self.phases.inputs(observation, self.settings.text_tokens), noise)
+        self.phases.settle()
+        return parts[0] if len(parts) == 1 else joined(parts)
 
     def warm_up(self, observations: Sequence[Observation]) -> list[BuildReport]:
-        """Build and run the programs for these observations' shapes before the first that counts; what each cost."""
+        """Build and run the programs for these observations' shapes before the first that counts; what each cost.
+
+        For a model that remembers: of every shape that an episode which begins like this comes through. Episodes under
+        way stay where they are. What is recorded besides the chunk's programs is in ``calls.held()``.
+        """
         for observation in observations:
-            self.act(observation)
+            for inputs in self.phases.rehearsal(observation, self.settings.text_tokens):
+                self._parts(inputs, None)
         return self.reports()
 
     def reports(self) -> list[BuildReport]:
@@ -180,7 +178,7 @@ class Runtime:
             batch = next(iter(inputs.values())).shape[0]
             calls: dict[str, Callable[[], Any]] = {}
             for phase in self.phases.prefix():
-                program, outputs = self._program(lambda given, phase=phase: dict(phase.run(given)), (state,))
+                program, outputs = self.program_of(lambda given, phase=phase: dict(phase.run(given)), (state,))
                 flat = pytree.tree_leaves((state,))
                 state = state | pytree.tree_unflatten(program.run(*flat), outputs)
                 calls[phase.name] = lambda program=program, flat=flat: program.run(*flat)
@@ -198,22 +196,36 @@ class Runtime:
         assert shape is not None, "a model with denoise steps says its noise's shape"
         return shape
 
+    def _parts(self, inputs: Mapping[str, Tensor], noise: Tensor | None) -> list[ActionChunk]:
+        """The chunks of a batch's parts, each no larger than the largest that programs are made for."""
+        batch, most = len(next(iter(inputs.values()))), max(self.settings.batch_sizes)
+        if noise is None and self.phases.steps:
+            noise = torch.randn(batch, *self._noise_shape(), device=self.device)
+        return [
+            self._act(
+                {name: tensor[start : start + most] for name, tensor in inputs.items()},
+                None if noise is None else noise[start : start + most],
+            )
+            for start in range(0, batch, most)
+        ]
+
     def _act(self, inputs: Mapping[str, Tensor], noise: Tensor | None) -> ActionChunk:
-        batch = next(iter(inputs.values())).shape[0]
+        batch = len(next(iter(inputs.values())))
         with torch.inference_mode():
             filled = self._filled(inputs)
-            if noise is not None and (missing := next(iter(filled.values())).shape[0] - batch):
-                noise = _repeat_last(noise, missing)
+            if noise is not None:
+                noise = repeat_last(noise, len(next(iter(filled.values()))) - batch)
             shape = self._shape(filled)
             return chunk_of(pytree.tree_unflatten(shape.run(list(filled.values()), noise), shape.outputs), batch)
 
+    def size_of(self, batch: int) -> int:
+        """The batch that programs are made for, for one of so many samples."""
+        return next((size for size in sorted(self.settings.batch_sizes) if size >= batch), batch)
+
     def _filled(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """With the batch filled up to one of the sizes that programs are made for."""
-        batch = next(iter(inputs.values())).shape[0]
-        size = next((size for size in sorted(self.settings.batch_sizes) if size >= batch), batch)
-        if size == batch:
-            return dict(inputs)
-        return {name: _repeat_last(tensor, size - batch) for name, tensor in inputs.items()}
+        batch = len(next(iter(inputs.values())))
+        return {name: repeat_last(tensor, self.size_of(batch) - batch) for name, tensor in inputs.items()}
 
     def _shape(self, inputs: Mapping[str, Tensor]) -> _Shape:
         key = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in inputs.items())
@@ -245,7 +257,8 @@ class Runtime:
     def _whole(self, inputs: State) -> tuple[Any, ...]:
         return tensors_of(self.phases.chunk(None, self._prefix(inputs)))
 
-    def _program(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Program, pytree.TreeSpec]:
+    def program_of(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Program, pytree.TreeSpec]:
+        """A function of nests of tensors, for inputs of these shapes, and how its flat outputs make up its result."""
         recording = self._record(function, inputs)
         optimise(recording, self.constants)
         return build(recording), recording.outputs
@@ -369,21 +382,6 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
         self.last = now
-
-
-def _repeat_last(tensor: Tensor, times: int) -> Tensor:
-    return torch.cat([tensor, tensor[-1:].expand(times, *tensor.shape[1:])])
-
-
-def _rows(observation: Observation, start: int, stop: int) -> Observation:
-    """Some samples of an observation."""
-
-    def cut(item: Any) -> Any:
-        if isinstance(item, Mapping):
-            return {name: cut(entry) for name, entry in item.items()}
-        return item if item is None else item[start:stop]
-
-    return Observation(**{name: cut(item) for name, item in vars(observation).items()})
 
 
 def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -32,6 +32,7 @@ from wamkit.models.causal_imagining import CausalImagining
 from wamkit.models.causal_sampler import Groups
 from wamkit.models.chunk import padded
 from wamkit.models.fake_window import fake_robot_window
+from wamkit.models.phases import ActPhases
 from wamkit.types import Losses, LossTerm, Window
 
 
@@ -105,6 +106,12 @@ class CausalWorldModel(CausalImagining):
             "video_expert": [self.transformer.video],
             "action_expert": [self.transformer.actions],
         }
+
+    def phases(self) -> ActPhases:
+        """See `wamkit.models.causal_phases`."""
+        from wamkit.models.causal_phases import CausalActPhases
+
+        return CausalActPhases(self)
 
     @property
     def action_width(self) -> int:

@@ -8,7 +8,8 @@ registry holds the two together.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +32,32 @@ class Phase:
     what is computed (no ``.item()``, no shape that depends on the data), since the function is recorded once."""
 
 
+class Caller:
+    """Runs what `ActPhases.inputs` must compute itself, plainly; a runtime puts one of its own in its place."""
+
+    def __call__(self, name: str, function: Callable[[State], Any], given: State) -> Any:
+        """``function(given)``: nests of tensors, the batch first in each, and no value of one decides anything.
+
+        Args:
+            name: Says which function it is: what is recorded under it for a shape is run for all of that shape.
+            function: As `Phase.run`.
+            given: What it is given; it sees nothing else but weights.
+        """
+        return function(given)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """For what cannot be recorded: the precision to compute it in."""
+        return nullcontext()
+
+
 class ActPhases(ABC):
-    """A model's `act` as `inputs`, the `prefix` in order, ``steps`` times `step`, and `chunk`."""
+    """A model's `act` as `inputs`, the `prefix` in order, ``steps`` times `step`, and `chunk`.
+
+    A model that remembers says in `inputs` where its episodes have come, and in `settle` that this now holds. What it
+    must compute for that goes through `caller`, in functions of tensors as far as it can.
+    """
+
+    caller: Caller = Caller()
 
     @property
     @abstractmethod
@@ -47,7 +72,17 @@ class ActPhases(ABC):
             observation: On the model's device.
             text_tokens: Lengths to which instructions are padded (the first that is long enough), so that few shapes
                 occur; a longer instruction keeps its own length. Padding changes no result beyond rounding.
+
+        Returns:
+            Named tensors, a row for each sample in all of them.
         """
+
+    def settle(self) -> None:  # noqa: B027  # without a memory there is nothing to settle
+        """The chunk of the last `inputs` is there: a model that remembers goes on from what these told it."""
+
+    def rehearsal(self, observation: Observation, text_tokens: tuple[int, ...] = ()) -> Iterator[dict[str, Tensor]]:
+        """Inputs of every shape that episodes like this come through: what a runtime prepares before they begin."""
+        yield self.inputs(observation, text_tokens)
 
     @abstractmethod
     def prefix(self) -> tuple[Phase, ...]:
@@ -87,7 +122,9 @@ class ActPhases(ABC):
         state: State = dict(self.inputs(observation))
         for phase in self.prefix():
             state |= phase.run(state)
-        return self.chunk(self.denoise(noise, state) if noise is not None and self.steps else None, state)
+        chunk = self.chunk(self.denoise(noise, state) if noise is not None and self.steps else None, state)
+        self.settle()
+        return chunk
 
     def denoise(self, noise: Tensor, state: State) -> Any:
         """All steps, from noise to the last step's result."""

@@ -170,6 +170,7 @@ class ServedPolicy:
             "rate_hz": body.rate_hz,
             "takes": [word for word, taken in self._takes().items() if taken],
             "picture_interval_s": self._picture_interval_s,
+            "look_interval_s": self._policy.model.look_interval_s if self._remembers else None,
             "chunk": {"length": length, "seconds": length / body.rate_hz, "inpaints": self._format.inpaints},
         } | self._facts
 
@@ -211,6 +212,10 @@ class ServedPolicy:
         if runtime is None:
             return 0
         for size in sorted({min(size, max_batch) for size in runtime.settings.batch_sizes}):
+            if self._remembers:
+                # An episode grows into shapes that a first observation has not.
+                blank = self._policy.observation([self._blank()] * size, embodiment=self._body.embodiment)
+                runtime.warm_up([blank])
             for words in _PROMPT_WORDS:
                 try:
                     self.act([Item(observation=self._blank("a " * words), seed=0)] * size)
