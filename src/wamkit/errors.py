@@ -13,6 +13,14 @@ class WamkitError(Exception):
     """An error whose message a user can act on; the base of all that wamkit raises on purpose."""
 
 
+class WeightsError(WamkitError, FileNotFoundError):
+    """Published weights that cannot be read, or are of another size than the config; the message says what to set."""
+
+
+class MisfitError(WamkitError, ValueError):
+    """Data or settings of another size than a model's parts take; the message says which they take."""
+
+
 def suggest(name: str, choices: Iterable[str]) -> str:
     """The end of an error message about an unknown name: the nearest choices, else all of them.
 

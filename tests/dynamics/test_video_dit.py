@@ -9,6 +9,7 @@ import torch
 
 from wamkit.dynamics.video_dit import LoRASettings, VideoDiT, VideoDiTConfig, first_frame_causal
 from wamkit.dynamics.wan_names import original_name
+from wamkit.errors import MisfitError, WeightsError
 from wamkit.nn.lora import is_lora, lora_parameters
 
 CONFIG = VideoDiTConfig(
@@ -92,7 +93,7 @@ def test_words_that_must_not_be_read(model):
 
 
 def test_latents_that_do_not_fit_are_refused(model):
-    with pytest.raises(ValueError, match="do not fit the backbone's patch"):
+    with pytest.raises(MisfitError, match="do not fit the backbone's patch"):
         model.prepare(LATENTS[..., :5], LEVELS, WORDS)
 
 
@@ -148,12 +149,12 @@ def test_weights_load_from_a_folder_in_diffusers_layout(tmp_path, model, lora):
 def test_weights_of_other_dimensions_are_refused(tmp_path, model):
     model.model.save_pretrained(tmp_path / "transformer")
     wrong = VideoDiT(replace(CONFIG, weights=str(tmp_path), layers=1))
-    with pytest.raises(FileNotFoundError, match="does not fit"):
+    with pytest.raises(WeightsError, match="does not fit"):
         wrong.load_pretrained()
 
 
 def test_absent_weights_say_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match="set video.weights"):
+    with pytest.raises(WeightsError, match="set video.weights"):
         VideoDiT(replace(CONFIG, weights=str(tmp_path / "none"))).load_pretrained()
-    with pytest.raises(FileNotFoundError, match="names no weights"):
+    with pytest.raises(WeightsError, match="names no weights"):
         VideoDiT(CONFIG).load_pretrained()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from wamkit.encoders.dinov3 import DINOv3, DINOv3Config
+from wamkit.errors import MisfitError, WeightsError
 
 SMALL = {"resolution": 32, "patch": 8, "width": 24, "layers": 3, "heads": 2, "mlp_width": 48, "registers": 2}
 FRAMES = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -54,12 +55,17 @@ def test_the_hash_tells_weights_apart(encoder):
 
 
 def test_missing_weights_say_what_to_do():
-    with pytest.raises(FileNotFoundError, match=r"set\s+encoder.weights to the folder"):
+    with pytest.raises(WeightsError, match=r"set\s+encoder.weights to the folder"):
         DINOv3(DINOv3Config(**SMALL, weights="/nowhere")).load_pretrained()
-    with pytest.raises(FileNotFoundError, match="names no weights"):
+    with pytest.raises(WeightsError, match="names no weights"):
         DINOv3(DINOv3Config(**SMALL, weights=None)).load_pretrained()
 
 
+def test_weights_of_another_size_are_refused(folder):
+    with pytest.raises(WeightsError, match="has other dimensions than the config: set encoder to its own"):
+        DINOv3(DINOv3Config(**SMALL | {"layers": 2}, weights=str(folder))).load_pretrained()
+
+
 def test_other_sizes_are_refused(encoder):
-    with pytest.raises(ValueError, match="takes 32x32 frames, got"):
+    with pytest.raises(MisfitError, match="takes 32x32 frames, got"):
         encoder(FRAMES[..., :24, :24])

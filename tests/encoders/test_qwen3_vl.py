@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wamkit.encoders.byte_text import ByteTokenizer
 from wamkit.encoders.qwen3_vl import Qwen3VLSettings, Qwen3VLTrunk
+from wamkit.errors import MisfitError, WeightsError
 
 SETTINGS = Qwen3VLSettings(
     weights=None,
@@ -176,7 +177,7 @@ def test_padding_of_the_instruction_changes_nothing(trunk):
 
 
 def test_other_resolutions_are_refused(trunk):
-    with pytest.raises(ValueError, match=r"takes 64x64 frames, got 32x32"):
+    with pytest.raises(MisfitError, match=r"takes 64x64 frames, got 32x32"):
         run(trunk, {"front": frames(0)[..., :32, :32]})
 
 
@@ -193,9 +194,16 @@ def test_published_weights_load_from_a_folder(tmp_path):
     loaded = trunk.model.state_dict()
     assert all(torch.equal(value, published.state_dict()[name]) for name, value in loaded.items())
     assert len(trunk.model.language_model.layers) == 2
+    deeper = Qwen3VLTrunk(
+        replace(SETTINGS, weights=str(tmp_path), layers=4), latent_queries=LATENT, action_queries=ACTION
+    )
+    with pytest.raises(WeightsError, match="has other dimensions than the config .*set vlm to its own"):
+        deeper.load_pretrained()
 
 
 def test_weights_that_are_not_there_say_what_to_do():
     trunk = Qwen3VLTrunk(replace(SETTINGS, weights="/nowhere"), latent_queries=LATENT, action_queries=ACTION)
-    with pytest.raises(FileNotFoundError, match=r"set vlm\.weights to the folder"):
+    with pytest.raises(WeightsError, match=r"set vlm\.weights to the folder"):
         trunk.load_pretrained()
+    with pytest.raises(WeightsError, match=r"tokenizer '/nowhere' cannot be loaded .*set vlm\.weights"):
+        trunk.tokenize(TASKS)

@@ -9,6 +9,7 @@ import torch
 
 from wamkit.encoders.base import ClipError, VideoTokenizer
 from wamkit.encoders.wan_vae import WanVAE, WanVAEConfig, wan22_vae
+from wamkit.errors import WeightsError
 
 CONFIG = WanVAEConfig(
     weights=None, channels=4, width=4, multipliers=(1, 1, 1), residual_blocks=1, temporal_downsample=(True, True)
@@ -143,10 +144,10 @@ def test_weights_load_from_a_folder_in_diffusers_layout(tmp_path, vae):
 
 
 def test_absent_and_other_weights_say_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match="set vae.weights"):
+    with pytest.raises(WeightsError, match="set vae.weights"):
         WanVAE(replace(CONFIG, weights=str(tmp_path / "none"))).load_pretrained()
     WanVAE(FOLDED).model.save_pretrained(tmp_path / "vae")
-    with pytest.raises(FileNotFoundError, match="other dimensions"):
+    with pytest.raises(WeightsError, match="other dimensions"):
         WanVAE(replace(CONFIG, weights=str(tmp_path))).load_pretrained()
 
 

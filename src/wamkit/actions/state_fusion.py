@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from wamkit.errors import MisfitError
 from wamkit.nn.attention import Attention
 from wamkit.nn.position import sincos
 
@@ -157,7 +158,7 @@ class StateFusionActionExpert(nn.Module):
     def __init__(self, config: StateFusionConfig, *, width: int, layers: int, tokens: int) -> None:
         super().__init__()
         if not config.sources or len(set(config.sources)) != len(config.sources):
-            raise ValueError(f"sources are {config.sources}: name at least one of backbone, adapted, delta, once each")
+            raise MisfitError(f"sources are {config.sources}: name at least one of backbone, adapted, delta, once each")
         self.config = config
         self.pools = nn.ModuleList(
             nn.ModuleDict({source: _pool(width, tokens, config) for source in config.sources}) for _ in range(layers)

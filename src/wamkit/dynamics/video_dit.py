@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from wamkit.dynamics.wan_block import Rotary, Stream, scale_and_shift, through_block
+from wamkit.errors import MisfitError, WeightsError
 from wamkit.nn.lora import add_lora, load_base_weights
 
 LORA_TARGETS = r"blocks\.\d+\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
@@ -95,24 +96,24 @@ class VideoDiT(nn.Module):
         """Load the published weights named in the config; corrections of low rank stay as they are.
 
         Raises:
-            FileNotFoundError: the folder or hub id cannot be read, or holds a model of other dimensions.
+            WeightsError: the folder or hub id cannot be read, or holds a model of other dimensions.
         """
         from diffusers import WanTransformer3DModel
 
         weights = self.config.weights
         if weights is None:
-            raise FileNotFoundError("this video backbone's config names no weights; set video.weights to a folder")
+            raise WeightsError("this video backbone's config names no weights; set video.weights to a folder")
         try:
             published = WanTransformer3DModel.from_pretrained(weights, subfolder="transformer")
         except (OSError, ValueError) as error:
-            raise FileNotFoundError(
+            raise WeightsError(
                 f"the Wan transformer {weights!r} cannot be loaded ({error}); download it once and set video.weights to"
                 " the folder that holds transformer/, or use a preset that trains its own"
             ) from error
         try:
             load_base_weights(self.model, published.state_dict())
         except ValueError as error:
-            raise FileNotFoundError(f"the Wan transformer in {weights!r} does not fit: {error}") from error
+            raise WeightsError(f"the Wan transformer in {weights!r} does not fit: {error}") from error
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -127,11 +128,11 @@ class VideoDiT(nn.Module):
         """Tokens in time, height and width.
 
         Raises:
-            ValueError: the latents are no whole number of patches.
+            MisfitError: the latents are no whole number of patches.
         """
         size, patch = latents.shape[2:], self.config.patch
         if any(n % p for n, p in zip(size, patch, strict=True)):
-            raise ValueError(f"latents of {tuple(size)} cells do not fit the backbone's patch {patch}")
+            raise MisfitError(f"latents of {tuple(size)} cells do not fit the backbone's patch {patch}")
         frames, rows, columns = (n // p for n, p in zip(size, patch, strict=True))
         return frames, rows, columns
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from wamkit.errors import MisfitError
 from wamkit.losses import flow_matching
 from wamkit.losses.reduction import masked_mean
 
@@ -28,12 +29,12 @@ def downsample(latents: Float[Tensor, "B C F h w"], factor: int, pooling: Poolin
     Light-WAM supervises future video at factor 2 by mean pooling; the others are what its reviewers asked about.
 
     Raises:
-        ValueError: the grid is no multiple of the factor.
+        MisfitError: the grid is no multiple of the factor.
     """
     if factor == 1:
         return latents
     if latents.shape[-2] % factor or latents.shape[-1] % factor:
-        raise ValueError(f"latents of {tuple(latents.shape[-2:])} cells cannot be down-sampled by {factor}")
+        raise MisfitError(f"latents of {tuple(latents.shape[-2:])} cells cannot be down-sampled by {factor}")
     if pooling == "strided":
         return latents[..., ::factor, ::factor].contiguous()
     pool = F.avg_pool3d if pooling == "mean" else F.max_pool3d

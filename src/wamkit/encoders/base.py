@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from wamkit.errors import WamkitError
+from wamkit.errors import MisfitError, WamkitError
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
@@ -53,9 +53,13 @@ class VisualEncoder(nn.Module):
         return digest_of(self.state_dict())
 
     def check_frames(self, frames: Tensor) -> None:
-        """Refuse frames of another size: a silent resize would change what the weights were trained on."""
+        """Refuse frames of another size: a silent resize would change what the weights were trained on.
+
+        Raises:
+            MisfitError: they are of another size.
+        """
         if frames.shape[-2:] != (self.resolution, self.resolution):
-            raise ValueError(
+            raise MisfitError(
                 f"this encoder takes {self.resolution}x{self.resolution} frames, got {tuple(frames.shape[-2:])};"
                 " set the data set's resolution to the encoder's"
             )

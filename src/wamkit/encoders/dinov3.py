@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wamkit.encoders.base import VisualEncoder
+from wamkit.errors import WeightsError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -59,20 +60,25 @@ class DINOv3(VisualEncoder):
         """Load the published weights named in the config.
 
         Raises:
-            FileNotFoundError: the folder or hub id cannot be read, with what to do about it.
+            WeightsError: the folder or hub id cannot be read, or holds a model of other dimensions.
         """
         from transformers import DINOv3ViTModel
 
         if self.config.weights is None:
-            raise FileNotFoundError("this DINOv3 config names no weights; set encoder.weights to a folder or hub id")
+            raise WeightsError("this DINOv3 config names no weights; set encoder.weights to a folder or hub id")
         try:
             published = DINOv3ViTModel.from_pretrained(self.config.weights)
-        except OSError as error:
-            raise FileNotFoundError(
+        except (OSError, ValueError) as error:
+            raise WeightsError(
                 f"DINOv3 weights {self.config.weights!r} cannot be loaded ({error}); download them once and set"
                 " encoder.weights to the folder, or use a preset with the self-trained encoder"
             ) from error
-        self.model.load_state_dict(published.state_dict())
+        try:
+            self.model.load_state_dict(published.state_dict())
+        except RuntimeError as error:
+            raise WeightsError(
+                f"the DINOv3 in {self.config.weights!r} has other dimensions than the config: set encoder to its own"
+            ) from error
 
     @property
     def preprocessing(self) -> str:

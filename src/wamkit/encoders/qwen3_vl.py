@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from wamkit.encoders.byte_text import ByteTokenizer, InstructionTooLong
 from wamkit.encoders.qwen3_vl_prompt import PROMPTS, Layout, PromptIds
+from wamkit.errors import MisfitError, WeightsError
 
 
 @dataclass(frozen=True)
@@ -117,20 +118,26 @@ class Qwen3VLTrunk(nn.Module):
         """Load the published weights: all vision layers, the first ``layers`` language layers, no lm_head.
 
         Raises:
-            FileNotFoundError: the folder or hub id cannot be read, with what to do about it.
+            WeightsError: the folder or hub id cannot be read, or holds a model of other dimensions.
         """
         from transformers import Qwen3VLModel
 
         if self.settings.weights is None:
-            raise FileNotFoundError("this trunk's config names no weights; set vlm.weights to a folder or hub id")
+            raise WeightsError("this trunk's config names no weights; set vlm.weights to a folder or hub id")
         try:
             published = Qwen3VLModel.from_pretrained(self.settings.weights).state_dict()
-        except OSError as error:
-            raise FileNotFoundError(
+        except (OSError, ValueError) as error:
+            raise WeightsError(
                 f"Qwen3-VL weights {self.settings.weights!r} cannot be loaded ({error}); download them once and set"
                 " vlm.weights to the folder, or use a preset that starts from random weights"
             ) from error
         wanted = self.model.state_dict()
+        odd = [name for name, value in wanted.items() if name not in published or published[name].shape != value.shape]
+        if odd:
+            raise WeightsError(
+                f"the Qwen3-VL in {self.settings.weights!r} has other dimensions than the config ({len(odd)} weights,"
+                f" {odd[0]!r} for one): set vlm to its own"
+            )
         self.model.load_state_dict({name: published[name] for name in wanted})
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
@@ -164,7 +171,7 @@ class Qwen3VLTrunk(nn.Module):
         settings, visual = self.settings, self.model.visual
         n, _, height, width = frames.shape
         if (height, width) != (settings.resolution, settings.resolution):
-            raise ValueError(
+            raise MisfitError(
                 f"the policy takes {settings.resolution}x{settings.resolution} frames, got {height}x{width}"
             )
         patch, merge = settings.vision_patch, 2
@@ -292,7 +299,13 @@ class _PretrainedTokenizer:
     def __init__(self, source: str, max_tokens: int) -> None:
         from transformers import AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise WeightsError(
+                f"Qwen3-VL's tokenizer {source!r} cannot be loaded ({error}); download it with the weights and set"
+                " vlm.weights to their folder"
+            ) from error
         self.max_tokens = max_tokens
 
     def encode(self, text: str) -> list[int]:

@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wamkit.encoders.base import VideoTokenizer, check_piece, digest_of
+from wamkit.errors import MisfitError, WeightsError
 from wamkit.losses.latent_action import kl_to_standard_normal
 from wamkit.losses.reconstruction import reconstruction
 from wamkit.losses.reduction import sample_mean
@@ -79,7 +80,7 @@ class WanVAE(VideoTokenizer):
 
         super().__init__()
         if sum(config.temporal_downsample) != int(math.log2(self.TEMPORAL)):
-            raise ValueError(
+            raise MisfitError(
                 f"temporal_downsample is {config.temporal_downsample}: exactly two levels must halve the time"
             )
         self.config = config
@@ -110,23 +111,23 @@ class WanVAE(VideoTokenizer):
         """Load the published weights named in the config.
 
         Raises:
-            FileNotFoundError: the folder or hub id cannot be read, or holds a VAE of other dimensions.
+            WeightsError: the folder or hub id cannot be read, or holds a VAE of other dimensions.
         """
         from diffusers import AutoencoderKLWan
 
         if self.config.weights is None:
-            raise FileNotFoundError("this VAE config names no weights; set vae.weights to a folder or hub id")
+            raise WeightsError("this VAE config names no weights; set vae.weights to a folder or hub id")
         try:
             published = AutoencoderKLWan.from_pretrained(self.config.weights, subfolder="vae")
         except (OSError, ValueError) as error:
-            raise FileNotFoundError(
+            raise WeightsError(
                 f"the Wan VAE {self.config.weights!r} cannot be loaded ({error}); download it once and set vae.weights"
                 " to the folder that holds vae/, or use a preset that trains its own"
             ) from error
         try:
             self.model.load_state_dict(published.state_dict())
         except RuntimeError as error:
-            raise FileNotFoundError(
+            raise WeightsError(
                 f"the VAE in {self.config.weights!r} has other dimensions than the config: set vae to its own"
             ) from error
         self.latent_mean.copy_(torch.tensor(published.config["latents_mean"]))

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from wamkit.errors import MisfitError
 from wamkit.types import Window
 
 StepRounding = Literal["round", "floor"]
@@ -35,10 +36,10 @@ def padded(x: Tensor, width: int) -> Tensor:
     """Zeros (or False) on the last axis up to ``width``.
 
     Raises:
-        ValueError: the data are wider than that.
+        MisfitError: the data are wider than that.
     """
     if x.shape[-1] > width:
-        raise ValueError(f"the data have {x.shape[-1]} dimensions, the model takes {width}: use a wider config")
+        raise MisfitError(f"the data have {x.shape[-1]} dimensions, the model takes {width}: use a wider config")
     return nn.functional.pad(x, (0, width - x.shape[-1]))
 
 
@@ -48,7 +49,7 @@ def action_targets(window: Window, width: int) -> tuple[Float[Tensor, "B K A"], 
     None of a person's video counts (embodiment 0).
 
     Raises:
-        ValueError: the actions are wider than that.
+        MisfitError: the actions are wider than that.
     """
     clean = padded(torch.where(window.action_valid, window.actions, 0.0), width)
     return clean, padded(window.action_valid, width) & (window.embodiment != 0)[:, None, None]

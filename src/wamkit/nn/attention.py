@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
+from wamkit.errors import MisfitError
+
 
 class KeysValues(NamedTuple):
     """Projected keys and values of a context, ready for attention."""
@@ -46,7 +48,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, *, context_width: int | None = None, bias: bool = True) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"attention width {width} is not divisible by {heads} heads")
+            raise MisfitError(f"attention width {width} is not divisible by {heads} heads")
         self.heads = heads
         self.to_q = nn.Linear(width, width, bias=bias)
         self.to_kv = nn.Linear(context_width or width, 2 * width, bias=bias)
