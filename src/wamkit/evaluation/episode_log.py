@@ -1,0 +1,69 @@
+"""Finished episodes of an evaluation on disk, and under which settings they were run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from wamkit.evaluation.arms import EvaluationError
+
+
+class EpisodeLog:
+    """Finished episodes on disk, one JSON object a line; the first line says under which settings.
+
+    Args:
+        output_dir: For ``episodes.jsonl``.
+        fingerprint: What must be the same for two halves of an evaluation to make one.
+        resume: Keep the episodes that are there. Without it, the file must not exist.
+
+    Raises:
+        EvaluationError: The file exists and is not to be resumed, or was begun under other settings.
+    """
+
+    def __init__(self, output_dir: Path, fingerprint: dict[str, Any], resume: bool) -> None:
+        self.output_dir, self.path = output_dir, output_dir / "episodes.jsonl"
+        self.done: dict[tuple[str, str, int], dict[str, Any]] = {}
+        output_dir.mkdir(parents=True, exist_ok=True)
+        if self.path.exists() and not resume:
+            raise EvaluationError(f"{self.path} exists: resume that evaluation, or choose another output folder.")
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]  # a kill can cut the last one
+        if not whole:
+            self._rewrite([json.dumps(fingerprint) + "\n"])
+            return
+        before = json.loads(whole[0])
+        # What was begun before this was kept: its policy computed whichever episodes waited.
+        before.setdefault("forward_size", fingerprint.get("forward_size"))
+        self._refuse_other(before, fingerprint)
+        self._rewrite(
+            [json.dumps({**fingerprint, "arms": {**before["arms"], **fingerprint["arms"]}}) + "\n", *whole[1:]]
+        )
+        for line in whole[1:]:
+            episode = json.loads(line)
+            self.done[episode["arm"], episode["task"], episode["trial"]] = episode
+
+    def _refuse_other(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        pairs = [(key, before.get(key), value) for key, value in now.items() if key != "arms"]
+        pairs += [
+            (f"arm {name}", before["arms"][name], now["arms"][name])
+            for name in before["arms"].keys() & now["arms"].keys()
+        ]
+        for name, old, new in pairs:
+            if old != new:
+                raise EvaluationError(
+                    f"{self.path} was begun with {name}={old!r}, not {new!r}: "
+                    "resume with the same settings, or choose another output folder."
+                )
+
+    def _rewrite(self, lines: list[str]) -> None:
+        temporary = self.path.with_suffix(".partial")
+        temporary.write_text("".join(lines))
+        os.replace(temporary, self.path)
+
+    def append(self, episode: dict[str, Any]) -> None:
+        """Keep a finished episode."""
+        self.done[episode["arm"], episode["task"], episode["trial"]] = episode
+        with self.path.open("a") as file:
+            file.write(json.dumps(episode) + "\n")
