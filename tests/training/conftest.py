@@ -26,9 +26,13 @@ def processes() -> multiprocessing.context.BaseContext:
     """Starts processes from a server that has torch loaded, so that each costs a fork and not several seconds."""
     context = multiprocessing.get_context("forkserver")
     # torch._dynamo is what an optimiser's first step imports.
-    context.set_forkserver_preload(
-        ["toy_training", "wamkit.training.loop", "accelerate", "accelerate.utils", "torch._dynamo", "numpy.random"]
-    )
+    of_training = ["toy_training", "wamkit.training.loop", "accelerate", "accelerate.utils", "torch._dynamo"]
+    of_models = [
+        "transformers.models.qwen3_vl.modeling_qwen3_vl",
+        "diffusers.models.transformers.transformer_wan",
+        "peft",
+    ]
+    context.set_forkserver_preload([*of_training, "numpy.random", *of_models])
     return context
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,8 @@ class ToyModel(WorldActionModel):
     def imagine(self, observation: Any, actions: Any = None) -> Any:
         raise NotImplementedError
 
-    def fsdp_units(self) -> tuple[type[nn.Module], ...]:
-        return (Block,)
+    def fsdp_units(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, Block)]
 
     def fake_window(self, batch_size: int = 2, *, stage: str | None = None, seed: int = 0) -> Window:
         return draw_window(range(seed, seed + batch_size))
@@ -136,6 +136,7 @@ class ToyLoader:
     counter: int = 0
     poison: dict[int, Any] = field(default_factory=dict)
     """At a batch: an exception to raise, or NaN."""
+    draw: Callable[[range], Window] = draw_window
 
     def __iter__(self) -> Iterator[Window]:
         share = self.batch_size // self.world_size
@@ -145,7 +146,7 @@ class ToyLoader:
             poison = self.poison.get(batch)
             if isinstance(poison, Exception):
                 raise poison
-            window = draw_window(range(first, first + share))
+            window = self.draw(range(first, first + share))
             if poison is not None:
                 window.state.fill_(poison)
             self.counter += self.batch_size
@@ -250,6 +251,24 @@ def train_until_killed(output_dir: str, resume: bool, kill_at: int | None, pause
     loop.train(config, build_model=toy_model, build_data=toy_data)
 
 
+def train_until_step(config: TrainConfig, step: int) -> None:
+    """In a process of its own: real models and recordings, and SIGKILL at the beginning of that step of the run."""
+    import os
+    import signal
+
+    from wamkit.training import loop, seeding
+
+    at, steps = seeding.StepRandomness.at, iter(range(10**9))
+
+    def deadly(*arguments: Any) -> torch.Generator:
+        if next(steps) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return at(*arguments)
+
+    seeding.StepRandomness.at = deadly
+    loop.train(config)
+
+
 def quiet_config(output_dir: Path, **changes: Any) -> TrainConfig:
     """Short and without noise: several ranks compute what one does."""
     whole = toy_config(output_dir, model_config=ToyConfig(noisy=False), save_every=6, **changes)
@@ -257,9 +276,10 @@ def quiet_config(output_dir: Path, **changes: Any) -> TrainConfig:
 
 
 def train_as_rank(rank: int, world_size: int, port: int, output_dir: str, strategy: str) -> None:
-    """In a process of its own, as a launcher would start it."""
+    """In a process of its own, as a launcher would start it: the toy and, under FSDP2, every real model."""
     import os
 
+    from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
     from wamkit.training import loop, stage_run
@@ -274,13 +294,22 @@ def train_as_rank(rank: int, world_size: int, port: int, output_dir: str, strate
     torch.set_num_threads(1)
     wrap = stage_run.wrap
 
-    def checked(*args: Any) -> nn.Module:
-        wrapped = wrap(*args)
+    def checked(accelerator: Any, objective: Any, units: Any, strategy: str) -> nn.Module:
+        wrapped = wrap(accelerator, objective, units, strategy)
         assert isinstance(wrapped, nn.parallel.DistributedDataParallel) is (strategy == "ddp")
         assert all(isinstance(p, DTensor) for p in wrapped.parameters()) is (strategy == "fsdp2")
+        assert units
+        assert all(isinstance(unit, FSDPModule) is (strategy == "fsdp2") for unit in units)
         return wrapped
 
     stage_run.wrap = checked
-    loop.train(quiet_config(Path(output_dir), strategy=strategy), build_model=toy_model, build_data=toy_data)
+    folder = Path(output_dir)
+    loop.train(quiet_config(folder / "toy", strategy=strategy), build_model=toy_model, build_data=toy_data)
+    if strategy == "fsdp2":
+        from small_models import MAKERS, small_config, small_data, small_model
+
+        for name in MAKERS:
+            config = small_config(name, folder / name, strategy)
+            loop.train(config, build_model=small_model, build_data=small_data)
     assert torch.distributed.get_world_size() == world_size
     torch.distributed.destroy_process_group()

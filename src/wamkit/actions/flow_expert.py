@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wamkit.actions.flow_field import VelocityField, integrate
+from wamkit.errors import MisfitError
 from wamkit.losses.flow_matching import euler_levels
 from wamkit.nn.adaln import AdaNorm
 from wamkit.nn.attention import Attention, KeysValues
@@ -72,7 +73,7 @@ class FlowExpert(nn.Module):
     def __init__(self, config: FlowExpertConfig, *, dynamics_width: int, language_width: int) -> None:
         super().__init__()
         if config.layers % 4:
-            raise ValueError(f"the alternating DiT has groups of four blocks, so {config.layers} layers cannot be")
+            raise MisfitError(f"the alternating DiT has groups of four blocks, so {config.layers} layers cannot be")
         self.config = config
         # The vision-language stream is brought to the dynamics stream's width (`enc_vlm` of the released code).
         self.enter_language = nn.Sequential(nn.Linear(language_width, dynamics_width), nn.LayerNorm(dynamics_width))
@@ -86,6 +87,14 @@ class FlowExpert(nn.Module):
         self.leave = nn.Linear(config.width, config.width)
         self.action_out_hidden = EmbodimentLinear(config.embodiments, config.width, config.width)
         self.action_out = EmbodimentLinear(config.embodiments, config.width, config.action_dim)
+
+    def called_modules(self) -> list[nn.Module]:
+        """What of the blocks is called as a module, so that FSDP2 can gather it (a block itself is never called)."""
+        called: list[nn.Module] = [self.final_norm.modulation]
+        for block in self.blocks:
+            # Keys and values are projected apart from the rest of cross-attention: once per chunk.
+            called += [block.attention_norm.modulation, block.attention.to_kv, block.attention, block.feed_forward]
+        return called
 
     def prepare(
         self,

@@ -137,6 +137,13 @@ def through_block(
     return rest_of_block(block, x, attended, modulation, words_of(block, stream.words), stream.words_mask)
 
 
+def called_modules(block: nn.Module) -> list[nn.Module]:
+    """What of a block is called as a module by the functions above, so that FSDP2 can gather it; the block never is."""
+    attentions = (block.attn1, block.attn2)
+    projections = [(each.to_q, each.to_k, each.to_v, each.to_out[0]) for each in attentions]
+    return [*projections[0], *projections[1], block.ffn]
+
+
 def _heads(x: Float[Tensor, "B N E"], heads: int) -> Float[Tensor, "B heads N d"]:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 

@@ -201,8 +201,12 @@ class WorldActionModel(nn.Module):
         """The frozen encoder of whole clips whose latents a latent store may hold for this stage; None without one."""
         return None
 
-    def fsdp_units(self) -> tuple[type[nn.Module], ...]:
-        """The module classes to wrap one by one under FSDP2."""
+    def fsdp_units(self) -> Sequence[nn.Module]:
+        """The modules that FSDP2 gathers one by one; what lies in none of them is gathered once for a whole step.
+
+        A unit's parameters are whole only while it is called as a module. So name what is called: a block whose parts
+        are called one by one, by a function that reaches into it, is not itself a unit, but those parts may be.
+        """
         return ()
 
     def parts(self) -> Mapping[str, Sequence[nn.Module]]:

@@ -20,6 +20,7 @@ from wamkit.dynamics.causal_layout import chunk_of
 from wamkit.dynamics.causal_transformer import CausalTransformer, Sequences
 from wamkit.dynamics.video_dit import VideoDiT
 from wamkit.dynamics.video_flow import latent_frame_valid, noisy_video
+from wamkit.dynamics.wan_block import called_modules
 from wamkit.encoders.latent_clips import LatentClips
 from wamkit.encoders.umt5 import UMT5Text
 from wamkit.encoders.wan_vae import WanVAE
@@ -93,10 +94,10 @@ class CausalWorldModel(CausalImagining):
         """See `WorldActionModel.check_instructions`."""
         self.text.check(tasks)
 
-    def fsdp_units(self) -> tuple[type[nn.Module], ...]:
-        """The blocks of both experts."""
-        blocks = self.transformer.actions.blocks_beside(self.transformer.video)
-        return tuple({type(self.transformer.video.blocks[0]), type(blocks[0])})
+    def fsdp_units(self) -> list[nn.Module]:
+        """What is called of both experts' blocks; they may be the same."""
+        blocks = [*self.transformer.video.blocks, *self.transformer.actions.blocks_beside(self.transformer.video)]
+        return [module for block in dict.fromkeys(blocks) for module in called_modules(block)]
 
     def parts(self) -> dict[str, list[nn.Module]]:
         """The published parts."""

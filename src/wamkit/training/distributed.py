@@ -6,7 +6,7 @@ divided by its number of valid samples over all ranks, so that the gradient is t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,15 +79,14 @@ class StageObjective(nn.Module):
         return total * world_size, parts | {"loss": total.detach()}
 
 
-def wrap(
-    accelerator: Accelerator, objective: StageObjective, units: tuple[type[nn.Module], ...], strategy: str
-) -> nn.Module:
+def wrap(accelerator: Accelerator, objective: StageObjective, units: Sequence[nn.Module], strategy: str) -> nn.Module:
     """Make ``objective`` ready for the processes at hand: on its device, under autocast, in DDP or FSDP2.
 
     Args:
         accelerator: From `start_accelerator`.
         objective: The loss of one stage; its model is sharded in place under FSDP2.
-        units: What the model declares as FSDP2 wrap units; the rest is gathered as one more unit.
+        units: What the model declares as FSDP2 wrap units, in any order, each called wherever its parameters are used;
+            the rest is gathered as one more unit.
         strategy: "ddp" or "fsdp2"; of no effect in a single process.
     """
     if accelerator.num_processes == 1 or strategy == "ddp":
@@ -101,11 +100,13 @@ def wrap(
     policy = MixedPrecisionPolicy()
     if accelerator.mixed_precision == "bf16" and accelerator.device.type == "cuda":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for module in reversed(list(objective.model.modules())):
-        if isinstance(module, units):
+    chosen = {id(unit) for unit in units}
+    for module in reversed(list(objective.model.modules())):  # what lies inside a unit before the unit
+        if id(module) in chosen:
             fully_shard(module, mesh=mesh, mp_policy=policy)
     fully_shard(objective, mesh=mesh, mp_policy=policy)
-    objective.forward = accelerator.autocast()(objective.forward) if policy.param_dtype is None else objective.forward
+    # Also where weights are gathered in bfloat16: what a model computes in float32 meets them.
+    objective.forward = accelerator.autocast()(objective.forward)
     return objective
 
 

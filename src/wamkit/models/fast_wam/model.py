@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from wamkit.actions.action_dit import ActionBlock, ActionDiT
+from wamkit.actions.action_dit import ActionDiT
 from wamkit.actions.flow_field import VelocityField, inpainting
 from wamkit.dynamics.mixture_of_transformers import after_prefix, joint, prefill
 from wamkit.dynamics.video_dit import first_frame_causal
 from wamkit.dynamics.video_flow import draw_levels, future_loss, levels_of_frames, noisy_video
-from wamkit.dynamics.wan_block import Rotary, Stream, words_of
+from wamkit.dynamics.wan_block import Rotary, Stream, called_modules, words_of
 from wamkit.losses import flow_matching
 from wamkit.losses.reduction import masked_mean
 from wamkit.models.base import Capabilities, StageError
@@ -97,9 +97,9 @@ class FastWAM(VideoWorldModel):
         rest = name.removeprefix(last)
         return not rest.startswith(("attn1.to_k", "attn1.to_v", "attn1.norm_k", "scale_shift_table"))
 
-    def fsdp_units(self) -> tuple[type[nn.Module], ...]:
-        """Both experts' blocks."""
-        return (type(self.backbone.blocks[0]), ActionBlock)
+    def fsdp_units(self) -> list[nn.Module]:
+        """What is called of both experts' blocks."""
+        return [module for block in (*self.backbone.blocks, *self.action.blocks) for module in called_modules(block)]
 
     def parts(self) -> dict[str, list[nn.Module]]:
         """The published parts."""

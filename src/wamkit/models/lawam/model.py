@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from wamkit.actions.flow_expert import AlternatingBlock, FlowExpert
+from wamkit.actions.flow_expert import FlowExpert
 from wamkit.dynamics.latent_action import LatentActionModel
 from wamkit.dynamics.linear_transition import LatentActionTokenizer, LinearTransitionConfig
 from wamkit.encoders.base import VisualEncoder
@@ -132,11 +132,12 @@ class LaWAM(LaWAMActing):
         """The world model sees the primary view alone."""
         return self.config.cameras[:1]
 
-    def fsdp_units(self) -> tuple[type[nn.Module], ...]:
-        """Every kind of transformer block, the trunk's included."""
-        text = type(self.vlm.model.language_model.layers[0])
-        vision = type(self.vlm.model.visual.blocks[0])
-        return (TransformerBlock, AdaLNZeroBlock, AlternatingBlock, text, vision)
+    def fsdp_units(self) -> list[nn.Module]:
+        """Every transformer block of the encoder, the LAM and the trunk; of the expert's, what is called."""
+        blocks = [m for m in self.modules() if isinstance(m, (TransformerBlock, AdaLNZeroBlock))]
+        encoder = self.vision_encoder.model.model.layer if isinstance(self.vision_encoder, DINOv3) else ()
+        trunk = (*self.vlm.model.visual.blocks, *self.vlm.model.language_model.layers)
+        return [*blocks, *encoder, *trunk, *self.flow.called_modules()]
 
     def parts(self) -> dict[str, list[nn.Module]]:
         """The parts of the published checkpoint; ``lawm`` is the LAM's forward decoder."""

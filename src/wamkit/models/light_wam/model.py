@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from wamkit.actions.state_fusion import Compressor, LayerStates, StateFusionActionExpert
 from wamkit.dynamics.video_dit import AfterBlock
 from wamkit.dynamics.video_flow import Velocity, downsample
+from wamkit.dynamics.wan_block import called_modules
 from wamkit.losses.reduction import masked_mean
 from wamkit.models.base import Capabilities
 from wamkit.models.chunk import action_targets
@@ -71,9 +72,10 @@ class LightWAM(VideoWorldModel):
             for parameter in self.backbone.head_parameters():
                 parameter.requires_grad_(True)
 
-    def fsdp_units(self) -> tuple[type[nn.Module], ...]:
-        """The backbone's blocks and the expert's wide layers."""
-        return (type(self.backbone.blocks[0]), Compressor)
+    def fsdp_units(self) -> list[nn.Module]:
+        """What is called of the backbone's blocks, and the expert's wide layers."""
+        blocks = [module for block in self.backbone.blocks for module in called_modules(block)]
+        return [*blocks, *(module for module in self.expert.modules() if isinstance(module, Compressor))]
 
     def parts(self) -> dict[str, list[nn.Module]]:
         """The published parts; the backbone's count includes its corrections of low rank."""
