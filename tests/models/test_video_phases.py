@@ -11,6 +11,7 @@ from micro_weights import seeded
 
 from wamkit.inference.runtime import Runtime, RuntimeSettings
 from wamkit.inference.runtime_record import LINEAR
+from wamkit.models.fast_wam import FastWAM
 from wamkit.models.fast_wam.config import Mode
 
 FEW_STEPS = replace(FAST.action, denoise_steps=2)
@@ -62,6 +63,30 @@ def test_the_runtime_equals_the_plain_model(model, runtime):
         chunk, reference = runtime.act(observation, noise=noise), model.act(observation, noise=noise)
         assert (chunk.actions - reference.actions).abs().max() <= 1e-5 * reference.actions.abs().max()
     assert len(runtime.reports()) == 1
+
+
+def test_the_video_that_was_imagined_comes_with_the_chunk(model, runtime, monkeypatch):
+    """In latents, the same through the runtime; as pictures without another pass of the video expert."""
+    observation, noise = observation_and_noise(model)
+    chunk, reference = runtime.act(observation, noise=noise), model.act(observation, noise=noise)
+    if not isinstance(model, FastWAM) or model.config.mode == "uncond":
+        assert chunk.imagined is reference.imagined is None
+        return
+    expected, imagined = reference.imagined, chunk.imagined
+    for field in ("values", "present", "times"):
+        torch.testing.assert_close(getattr(imagined, field), getattr(expected, field), rtol=1e-5, atol=1e-5)
+    assert imagined.times[0].tolist() == pytest.approx([model.config.horizon_s])  # one latent frame of four pictures
+    plain = model.imagine(observation)
+    monkeypatch.setattr(model, "imagined_after", lambda *_, **__: pytest.fail("imagined once more"))
+    monkeypatch.setattr(model.backbone, "forward", lambda *_, **__: pytest.fail("another pass"))
+    pictures = model.decoded(imagined, observation)
+    assert (pictures.space, pictures.values.shape) == (plain.space, plain.values.shape)
+    assert torch.equal(pictures.times, plain.times)
+    torch.testing.assert_close(pictures.present, plain.present)
+    # Video never sees actions, and here acting takes as many steps as imagining: so they are the same.
+    assert model.config.imagine_steps == FEW_STEPS.denoise_steps
+    torch.testing.assert_close(pictures.values, plain.values, rtol=0.0, atol=1e-4)
+    assert (plain.values - plain.present.unsqueeze(1)).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("name", ["light", "uncond"])

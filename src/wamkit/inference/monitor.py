@@ -164,9 +164,11 @@ def imagined_with(
         observations: What it acted on.
         embodiment: As it was told to act.
     """
-    future = chunk.imagined
+    future, given = chunk.imagined, [dict(each) for each in observations]
     if future is None:
-        future = policy.imagine([dict(each) for each in observations], embodiment=embodiment)
+        future = policy.imagine(given, embodiment=embodiment)
+    elif future.space not in policy.model.capabilities.imagines:
+        future = policy.decoded(future, given, embodiment=embodiment)
     return imagined_of(future)
 
 

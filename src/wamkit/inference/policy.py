@@ -229,7 +229,7 @@ class Policy:
 
         Returns:
             ActionChunk with ``actions`` [B, K, A], ``times`` in seconds and ``valid``; ``imagined``, on the device,
-            where model and runtime hand out what was imagined on the way (elsewhere ask `imagine`).
+            where the model hands out what it imagined on the way (elsewhere ask `imagine`; latents: `decoded`).
         """
         observations = [observation] if isinstance(observation, Mapping) else list(observation)
         batch = self.observation(observations, embodiment=embodiment)
@@ -349,6 +349,19 @@ class Policy:
             given = self.normalizer.normalize_action(array, self.body(embodiment).statistics).to(self.device)
         with torch.inference_mode(), self._precision():
             return self.model.imagine(batch, given, **options)
+
+    def decoded(
+        self, future: Future, observations: Sequence[Mapping[str, Any]], *, embodiment: str | None = None
+    ) -> Future:
+        """What came with a chunk as imagined, in the space that `imagine` speaks of; costs no pass of the model.
+
+        Args:
+            future: ``imagined`` of the chunk.
+            observations: What it was acted on.
+            embodiment: See `act`.
+        """
+        with torch.inference_mode(), self._precision():
+            return self.model.decoded(future, self.observation(observations, embodiment=embodiment))
 
     def picture(self, value: Any) -> np.ndarray:
         """A picture of the primary camera as the model sees it, uint8 [h, w, 3]."""

@@ -165,6 +165,15 @@ class WorldActionModel(nn.Module):
     def imagine(self, observation: Observation, actions: Float[Tensor, "B K A"] | None = None) -> Future:
         """What the model expects to see, under its own or the given actions."""
 
+    def decoded(self, future: Future, observation: Observation) -> Future:
+        """What `act` handed out as imagined, in the space that `imagine` speaks of; by default it is in that already.
+
+        Args:
+            future: `ActionChunk.imagined`.
+            observation: What was acted on.
+        """
+        return future
+
     def load_pretrained_trunks(self) -> None:
         """Load the published weights of frozen or fine-tuned parts; called when a run starts afresh."""
 

@@ -269,7 +269,11 @@ class VideoWorldModel(WorldActionModel):
         """
         if actions is not None:
             raise StageError(f"{self.name} imagines what the instruction leads to; it takes no actions")
-        pictures = self.vae.decode(self.imagined_latents(observation, generator))
+        return self._pictures_ahead(self.imagined_latents(observation, generator), observation)
+
+    def _pictures_ahead(self, latents: Float[Tensor, "B C F h w"], observation: Observation) -> Future:
+        """Imagined latents, the present first, as pictures beside the present's."""
+        pictures = self.vae.decode(latents)
         seen = self.clip_of({c: p.unsqueeze(1) for c, p in observation.images.items()})[:, 0].float() / 255.0
         times = torch.tensor(self.config.frame_offsets_s[1:], device=pictures.device, dtype=torch.float32)
         return Future(
@@ -278,6 +282,24 @@ class VideoWorldModel(WorldActionModel):
             times=times.expand(observation.batch_size, -1),
             present=resize_pictures(seen, pictures.shape[-2:]),
         )
+
+    def latents_ahead(self, latents: Float[Tensor, "B C F h w"]) -> Future:
+        """Latents that were imagined while acting, the present first, as a future: each at its last picture's time.
+
+        Pictures are not made of them here, where nobody may want any: see `decoded`.
+        """
+        tokens = latents.flatten(3).permute(0, 2, 3, 1).float()
+        frames = torch.arange(1, tokens.shape[1], device=tokens.device, dtype=torch.float32)
+        times = (frames * (self.config.horizon_s / (self.latent_frames - 1))).expand(len(tokens), -1)
+        return Future(space="latents", values=tokens[:, 1:], times=times, present=tokens[:, 0])
+
+    @torch.no_grad()
+    def decoded(self, future: Future, observation: Observation) -> Future:
+        """The pictures of `latents_ahead`, as `imagine` gives them."""
+        if future.space != "latents":
+            return future
+        tokens = torch.cat([future.present.unsqueeze(1), future.values], dim=1)
+        return self._pictures_ahead(tokens.unflatten(2, self.latent_size).permute(0, 4, 1, 2, 3), observation)
 
     def pictures_of(self, frames: Mapping[str, Tensor], size: Sequence[int]) -> Float[Tensor, "B T 3 h w"]:
         """The canvas of true frames in [0, 1], at the size of what `imagine` decodes to."""

@@ -212,7 +212,7 @@ class FastWAM(VideoWorldModel):
     ) -> ActionChunk:
         """Euler steps on the actions; ``mode`` replaces the configured one.
 
-        The noise of the video, where one is made, is of seed 0.
+        The noise of the video, where one is made, is of seed 0. What it shows is handed out, in latents.
         """
         times, valid = self.chunk_times(observation.rate_hz)
         if noise is None:
@@ -221,11 +221,12 @@ class FastWAM(VideoWorldModel):
         words, words_valid = self.words_of(observation.task, observation.state)
         present, chosen = self.present_of(observation), mode or self.config.mode
         if chosen == "joint":
-            actions = self.denoise_jointly(present, noise, words, words_valid, valid)
+            actions, seen = self.denoise_jointly(present, noise, words, words_valid, valid)
         else:
             seen = present if chosen == "uncond" else self.imagined_after(present, words, words_valid)
             actions = self.denoise_after(seen, noise, words, words_valid, valid)
-        return ActionChunk(actions=actions.float(), times=times, valid=valid)
+        imagined = None if chosen == "uncond" else self.latents_ahead(seen)
+        return ActionChunk(actions=actions.float(), times=times, valid=valid, imagined=imagined)
 
     @torch.no_grad()
     def inpaint(
@@ -254,7 +255,8 @@ class FastWAM(VideoWorldModel):
         field = self.action_field(seen, words, words_valid, valid)
         levels = self.action_levels(noise.device).tolist()
         actions = self._euler(inpainting(field, known, weights, levels), noise)
-        return ActionChunk(actions=actions.float(), times=times, valid=valid)
+        imagined = None if self.config.mode == "uncond" else self.latents_ahead(seen)
+        return ActionChunk(actions=actions.float(), times=times, valid=valid, imagined=imagined)
 
     def denoise_after(
         self,
@@ -329,14 +331,14 @@ class FastWAM(VideoWorldModel):
         words: Float[Tensor, "B L E"],
         words_valid: Bool[Tensor, "B L"] | None,
         chunk_valid: Bool[Tensor, "B K"],
-    ) -> Float[Tensor, "B K A"]:
-        """Video and actions side by side, under the same levels."""
+    ) -> tuple[Float[Tensor, "B K A"], Float[Tensor, "B C F h w"]]:
+        """Actions and video side by side, under the same levels."""
         video = self.noisy_after(present, self.video_noise(present))
         mask = self.attention_mask(self.backbone.grid(video), chunk_valid, "joint")
         own_words, x = self.action.words_in(words), noise
         for now, following in pairwise(self.action_levels(noise.device)):
             x, video = self.joint_step(x, video, now, following, words, own_words, words_valid, mask)
-        return x
+        return x, video
 
     def joint_step(
         self,

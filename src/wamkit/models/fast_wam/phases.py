@@ -7,6 +7,7 @@ video is imagined first. ``joint``: a denoise step moves actions and video, so t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -89,5 +90,7 @@ class FastWAMPhases(VideoActPhases):
         return x + (following - now) * model.action_velocity(x, code, state["context"], words_valid)
 
     def chunk(self, x: Any, state: State) -> ActionChunk:
-        """In float32, with the time stamps."""
-        return self.finished(x[0] if self.joint else x, state)
+        """In float32, with the time stamps; and the video that was imagined first, or beside the actions."""
+        chunk = self.finished(x[0] if self.joint else x, state)
+        video = x[1] if self.joint else state.get("seen")
+        return chunk if video is None else replace(chunk, imagined=self.model.latents_ahead(video))
