@@ -69,9 +69,9 @@ class Window:
     task: tuple[str, ...]
     embodiment: Int[Tensor, "B"]
     features: Mapping[str, Float[Tensor, "B V F N D"]] = field(default_factory=dict)
-    """Features of a frozen encoder from the feature store, by camera: V independently augmented views
-    (V = 1 and unaugmented unless the stage asked for views). F = T, or the latent frames of a whole clip, which are
-    under the first camera's name. Empty where the store is not in use."""
+    """Features of a frozen encoder from the feature store, by camera: V views that differ in their augmentation, the
+    frames as they are among them perhaps (V = 1: those, unless the stage asked for more). F = T, or the latent frames
+    of a whole clip, which are under the first camera's name. Empty where the store is not in use."""
 
     @property
     def batch_size(self) -> int:

@@ -2,82 +2,23 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import replace
 
 import pytest
 import torch
+from micro_lawam import LAWAM, lawam
+from micro_weights import gradient, other_future, seeded
 
-from wamkit.actions.flow_expert import FlowExpertConfig
 from wamkit.configuration import from_dict, to_dict
 from wamkit.dynamics.frame_reading import AttentionPooling
-from wamkit.dynamics.latent_action import LatentActionConfig
 from wamkit.dynamics.linear_transition import LinearTransitionConfig
-from wamkit.encoders.byte_text import ByteTokenizer
-from wamkit.encoders.patch_encoder import PatchEncoderConfig
-from wamkit.encoders.qwen3_vl import Qwen3VLSettings
 from wamkit.models.base import StageError
 from wamkit.models.lawam import LaWAM, LaWAMConfig, preset
 from wamkit.types import Window
 
-MICRO = LaWAMConfig(
-    encoder=PatchEncoderConfig(resolution=32, patch=8, width=24, layers=1, heads=2, decoder_width=16, decoder_layers=1),
-    latent_action=LatentActionConfig(
-        width=32, heads=4, encoder_layers=2, decoder_layers=2, latent_width=8, max_state_dim=6, embodiments=4
-    ),
-    vlm=Qwen3VLSettings(
-        weights=None,
-        resolution=32,
-        width=32,
-        layers=2,
-        heads=2,
-        key_value_heads=1,
-        head_dim=24,
-        mlp_width=48,
-        vocabulary=ByteTokenizer.vocabulary,
-        rope_theta=1e4,
-        rope_sections=(4, 4, 4),
-        vision_width=16,
-        vision_layers=2,
-        vision_heads=2,
-        vision_mlp_width=32,
-        vision_patch=8,
-        vision_position_grid=4,
-        deepstack_layers=(0,),
-        freeze_token_embeddings=False,
-    ),
-    action=FlowExpertConfig(
-        width=32, layers=4, heads=4, action_dim=6, embodiments=4, dropout=0.0, time_unit_s=0.05, denoise_steps=4
-    ),
-    cameras=("front", "wrist"),
-    latent_queries=2,
-    action_queries=2,
-    horizon_s=0.4,
-    max_actions=8,
-)
-
-
-def micro(**changes) -> LaWAM:
-    """With weights that depend on names alone, so that initialisation has no say and no gate is shut."""
-    model = LaWAM(replace(MICRO, **changes))
-    for name, parameter in model.named_parameters():
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        with torch.no_grad():
-            norm = parameter.ndim == 1 and name.endswith("weight")
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15 + norm)
-    return model
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
 
 def with_embodiments(window: Window, *ids: int) -> Window:
     return replace(window, embodiment=torch.tensor(ids))
-
-
-def gradient(*modules: torch.nn.Module) -> float:
-    return sum(p.grad.abs().sum().item() for m in modules for p in m.parameters() if p.grad is not None)
 
 
 # Golden numbers: an equal sum of a fixed computation, whoever changes a module.
@@ -91,7 +32,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("stage", list(GOLDEN))
 def test_golden_numbers(stage):
-    model = micro()
+    model = lawam(dual_view=False)
     model.prepare_stage(stage)
     losses = model.loss(model.fake_window(2, stage=stage), stage, seeded())
     assert {name: value.item() for name, value in losses.scalars().items()} == pytest.approx(GOLDEN[stage], rel=1e-4)
@@ -101,6 +42,7 @@ def test_golden_numbers(stage):
 
 
 def overfit(model: LaWAM, stage: str, steps: int, lr: float) -> tuple[dict, dict]:
+    model.config = replace(model.config, dual_view=False)  # new views at every step are not learned by heart
     model.prepare_stage(stage)
     window = model.fake_window(2, stage=stage)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
@@ -117,14 +59,14 @@ def overfit(model: LaWAM, stage: str, steps: int, lr: float) -> tuple[dict, dict
 
 def test_overfits_one_batch_in_stage_latent_action():
     torch.manual_seed(0)
-    first, last = overfit(LaWAM(MICRO), "latent_action", 60, 5e-3)
+    first, last = overfit(LaWAM(LAWAM), "latent_action", 60, 5e-3)
     assert last["reconstruction"] < 0.25 * first["reconstruction"]
     assert last["reconstruction"] < 0.5 * last["copy_present"]
 
 
 def test_overfits_one_batch_in_stage_policy():
     torch.manual_seed(0)
-    first, last = overfit(LaWAM(MICRO), "policy", 80, 5e-3)
+    first, last = overfit(LaWAM(LAWAM), "policy", 80, 5e-3)
     assert last["action"] < 0.25 * first["action"]
     assert last["distillation"] < 0.1 * first["distillation"]
     assert last["subgoal"] < first["subgoal"]
@@ -134,12 +76,9 @@ def test_overfits_one_batch_in_stage_policy():
 
 
 def test_future_frames_reach_no_action():
-    model = micro().eval()
+    model = lawam().eval()
     window = model.fake_window(2)
-    other = {camera: frames.clone() for camera, frames in window.frames.items()}
-    for frames in other.values():
-        frames[:, 1:] = 255 - frames[:, 1:]
-    changed = replace(window, frames=other)
+    changed = other_future(window)
     assert torch.equal(
         model.act(window.observation(), generator=seeded()).actions,
         model.act(changed.observation(), generator=seeded()).actions,
@@ -153,7 +92,7 @@ def test_future_frames_reach_no_action():
 
 @pytest.mark.parametrize("subgoal", ["insulated", "coupled"])
 def test_knowledge_insulation(subgoal):
-    model = micro(subgoal=subgoal)
+    model = lawam(subgoal=subgoal)
     model.prepare_stage("policy")
     model.loss(model.fake_window(2), "policy", seeded()).terms["action"].mean().backward()
     assert gradient(model.flow) > 0
@@ -163,7 +102,7 @@ def test_knowledge_insulation(subgoal):
 
 
 def test_the_subgoal_loss_trains_latent_head_and_lawm():
-    model = micro()
+    model = lawam()
     model.prepare_stage("policy")
     model.loss(model.fake_window(2), "policy", seeded()).terms["subgoal"].mean().backward()
     assert gradient(model.lam.decoder) > 0
@@ -172,7 +111,7 @@ def test_the_subgoal_loss_trains_latent_head_and_lawm():
 
 
 def test_the_teacher_gets_no_gradient_even_unfrozen():
-    model = micro()
+    model = lawam()
     model.requires_grad_(True)
     model.loss(model.fake_window(2), "policy", seeded()).terms["distillation"].mean().backward()
     assert gradient(model.latent_head) > 0
@@ -188,7 +127,7 @@ def test_the_teacher_gets_no_gradient_even_unfrozen():
     ],
 )
 def test_frozen_parts_stay_frozen(stage, trained):
-    model = micro()
+    model = lawam()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.prepare_stage(stage)
     groups = [{"params": group["params"]} for group in model.parameter_groups(stage)]
@@ -203,13 +142,13 @@ def test_frozen_parts_stay_frozen(stage, trained):
 
 
 def test_pretrained_token_embeddings_stay_frozen():
-    model = micro(vlm=replace(MICRO.vlm, freeze_token_embeddings=True))
+    model = lawam(vlm=replace(LAWAM.vlm, freeze_token_embeddings=True))
     model.prepare_stage("policy")
     assert not model.vlm.model.language_model.embed_tokens.weight.requires_grad
 
 
 def test_learning_rates_of_expert_and_trunk():
-    model = micro()
+    model = lawam()
     model.prepare_stage("policy")
     scales = {group["name"]: group["lr_scale"] for group in model.parameter_groups("policy")}
     assert scales == {
@@ -224,7 +163,7 @@ def test_learning_rates_of_expert_and_trunk():
 
 
 def test_human_video_has_no_action_and_no_state_loss():
-    model = micro()
+    model = lawam()
     window = with_embodiments(model.fake_window(2), 0, 1)
     state = model.loss(window, "latent_action", seeded()).terms
     assert state["state"].valid.tolist() == [False, True]
@@ -235,7 +174,7 @@ def test_human_video_has_no_action_and_no_state_loss():
 
 
 def test_windows_without_actions_or_state_train_the_latent_action():
-    model = micro()
+    model = lawam()
     model.prepare_stage("latent_action")
     window = model.fake_window(2)
     window = replace(
@@ -254,7 +193,7 @@ def test_windows_without_actions_or_state_train_the_latent_action():
 
 
 def test_a_window_past_its_episode_teaches_no_subgoal():
-    model = micro()
+    model = lawam()
     window = model.fake_window(2)
     valid = {camera: flags.clone() for camera, flags in window.frame_valid.items()}
     valid["front"][0, -1] = False
@@ -264,7 +203,7 @@ def test_a_window_past_its_episode_teaches_no_subgoal():
 
 
 def test_a_missing_auxiliary_view_has_no_say():
-    model = micro()
+    model = lawam()
     window = model.fake_window(2)
     valid = window.frame_valid | {"wrist": torch.tensor([[False, False], [True, True]])}
     frames = window.frames | {"wrist": 255 - window.frames["wrist"]}
@@ -277,7 +216,7 @@ def test_a_missing_auxiliary_view_has_no_say():
 
 
 def test_padded_actions_have_no_say():
-    model = micro()
+    model = lawam()
     window = model.fake_window(2)
     assert not window.action_valid.all()
     junk = torch.where(window.action_valid, window.actions, 1e6)
@@ -286,7 +225,7 @@ def test_padded_actions_have_no_say():
 
 
 def test_features_from_a_store_equal_frames():
-    model = micro()
+    model = lawam(dual_view=False)
     window = model.fake_window(2)
     frames = window.frames["front"]
     features = torch.stack([model.encode(frames[:, 0]), model.encode(frames[:, 1])], dim=1).unsqueeze(1)
@@ -298,7 +237,7 @@ def test_features_from_a_store_equal_frames():
 
 
 def test_data_wider_than_the_model_are_refused():
-    model = micro()
+    model = lawam()
     window = model.fake_window(2)
     wide = replace(window, actions=torch.zeros(2, 8, 7), action_valid=torch.ones(2, 8, 7, dtype=torch.bool))
     with pytest.raises(ValueError, match="7 dimensions, the model takes 6"):
@@ -310,7 +249,7 @@ def test_data_wider_than_the_model_are_refused():
 
 @pytest.mark.parametrize("subgoal", ["latent_action_only", "none"])
 def test_compositions_without_lawm(subgoal):
-    model = micro(subgoal=subgoal)
+    model = lawam(subgoal=subgoal)
     model.prepare_stage("policy")
     losses = model.loss(model.fake_window(2), "policy", seeded())
     assert set(losses) == {"action"} | ({"distillation"} if subgoal == "latent_action_only" else set())
@@ -322,7 +261,7 @@ def test_compositions_without_lawm(subgoal):
 
 
 def test_the_expert_believes_the_subgoal_it_is_given():
-    model = micro().eval()
+    model = lawam().eval()
     observation = model.fake_window(2).observation()
     other = torch.randn(2, 16, 24, generator=seeded())
     own, given = (model.act(observation, generator=seeded(), subgoal=subgoal).actions for subgoal in (None, other))
@@ -336,14 +275,14 @@ LINEAR = LinearTransitionConfig(hidden=32, pooling=AttentionPooling(queries=2, w
 
 def test_repwam_s_latent_action_learns_without_actions_or_state():
     torch.manual_seed(0)
-    first, last = overfit(LaWAM(replace(MICRO, latent_action=LINEAR)), "latent_action", 60, 5e-3)
+    first, last = overfit(LaWAM(replace(LAWAM, latent_action=LINEAR)), "latent_action", 60, 5e-3)
     assert set(first) == {"forward", "reversed", "copy_present"}
     assert last["forward"] < 0.5 * last["copy_present"]
 
 
 def test_repwam_s_latent_action_carries_the_policy():
     torch.manual_seed(0)
-    model = LaWAM(replace(MICRO, latent_action=LINEAR))
+    model = LaWAM(replace(LAWAM, latent_action=LINEAR))
     window = model.fake_window(2)
     model.prepare_stage("policy")
     terms = model.loss(window, "policy", seeded()).terms
@@ -363,13 +302,13 @@ def test_repwam_s_latent_action_carries_the_policy():
 
 
 def test_the_kind_of_latent_action_is_saved_with_the_config():
-    config = replace(MICRO, latent_action=LINEAR)
+    config = replace(LAWAM, latent_action=LINEAR)
     values = to_dict(config)
     assert from_dict(LaWAMConfig, values) == config
     # Checkpoints older than the choice say no kind.
-    older = to_dict(MICRO)
+    older = to_dict(LAWAM)
     older["latent_action"].pop("kind")
-    assert from_dict(LaWAMConfig, older) == MICRO
+    assert from_dict(LaWAMConfig, older) == LAWAM
 
 
 # Times
@@ -377,14 +316,14 @@ def test_the_kind_of_latent_action_is_saved_with_the_config():
 
 @pytest.mark.parametrize(("rule", "expected"), [("round", [5, 2, 8]), ("floor", [4, 2, 8])])
 def test_actions_of_a_chunk(rule, expected):
-    model = micro(valid_steps=rule)
+    model = lawam(valid_steps=rule)
     times, valid = model.chunk_times(torch.tensor([11.5, 5.0, 100.0]))
     assert valid.sum(dim=1).tolist() == expected
     assert times[1].tolist() == pytest.approx([i / 5.0 for i in range(8)])
 
 
 def test_imagine_rolls_out_latent_actions():
-    model = micro().eval()
+    model = lawam().eval()
     observation = model.fake_window(2).observation()
     own = model.imagine(observation)
     latents = torch.stack([own.latent_action, torch.zeros_like(own.latent_action)], dim=1)
@@ -396,7 +335,7 @@ def test_imagine_rolls_out_latent_actions():
 
 
 def test_imagine_takes_no_robot_actions():
-    model = micro()
+    model = lawam()
     with pytest.raises((ValueError, StageError), match="pass latent_actions"):
         model.imagine(model.fake_window(2).observation(), torch.zeros(2, 8, 6))
 

@@ -54,34 +54,41 @@ class Augmentation:
         generator = torch.Generator().manual_seed(int(mix(seed)) & 0x7FFFFFFF)
         return self.apply(frames.unsqueeze(0), generator).squeeze(0)
 
-    def apply(self, frames: UInt8[Tensor, "B T 3 H W"], generator: torch.Generator) -> UInt8[Tensor, "B T 3 H W"]:
+    @torch.no_grad()
+    def apply(
+        self, frames: UInt8[Tensor, "B T 3 H W"], generator: torch.Generator | None = None
+    ) -> UInt8[Tensor, "B T 3 H W"]:
         """One draw for each sample, the same for its T frames.
 
         Args:
             frames: On any device.
-            generator: On the CPU: the draw is then the same on every device.
+            generator: On the CPU, where the draw is the same whatever the frames' device, or on that device, where
+                nothing waits for it; None: torch's own of the CPU.
 
         Returns:
             New frames of the same size.
         """
         samples, steps = frames.shape[:2]
-        boxes, colours = self._draw(samples, generator)
-        flat = frames.flatten(0, 1).float() / 255.0
-        repeat = torch.arange(samples).repeat_interleave(steps)
-        flat = _crop_resized(flat, boxes[repeat].to(flat.device))
-        flat = _jitter(flat, colours[repeat].to(flat.device))
-        return (flat * 255.0).round_().clamp_(0, 255).to(torch.uint8).unflatten(0, (samples, steps))
+        device = frames.device
+        boxes, colours = (drawn.repeat_interleave(steps, dim=0).to(device) for drawn in self._draw(samples, generator))
+        with torch.autocast(device.type, enabled=False):  # half precision has fewer steps than a picture has
+            flat = frames.flatten(0, 1).float() / 255.0
+            flat = _jitter(_crop_resized(flat, boxes), colours)
+            return (flat * 255.0).round_().clamp_(0, 255).to(torch.uint8).unflatten(0, (samples, steps))
 
-    def _draw(self, samples: int, generator: torch.Generator) -> tuple[Float[Tensor, "B 4"], Float[Tensor, "B 4"]]:
+    def _draw(
+        self, samples: int, generator: torch.Generator | None
+    ) -> tuple[Float[Tensor, "B 4"], Float[Tensor, "B 4"]]:
         """(crop's centre x, y and half width, half height, the picture being [-1, 1]; brightness to hue)."""
-        uniform = torch.rand(samples, 8, generator=generator)
+        device = torch.device("cpu") if generator is None else generator.device
+        uniform = torch.rand(samples, 8, generator=generator, device=device)
         area = self.area[0] + uniform[:, 0] * (self.area[1] - self.area[0])
         low, high = math.log(self.aspect[0]), math.log(self.aspect[1])
         aspect = (low + uniform[:, 1] * (high - low)).exp()
         width, height = (area * aspect).sqrt().clamp(max=1.0), (area / aspect).sqrt().clamp(max=1.0)
         x, y = (2 * uniform[:, 2] - 1) * (1 - width), (2 * uniform[:, 3] - 1) * (1 - height)
-        spread = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue])
-        middle = torch.tensor([1.0, 1.0, 1.0, 0.0])
+        spread = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue], device=device)
+        middle = torch.tensor([1.0, 1.0, 1.0, 0.0], device=device)
         return torch.stack([x, y, width, height], dim=1), middle + (2 * uniform[:, 4:] - 1) * spread
 
 

@@ -19,7 +19,8 @@ def lawam_metaworld() -> TrainConfig:
     model = preset("tiny")
     here = WindowSpec(frame_offsets_s=(0.0,), cameras=model.cameras)
     horizon = replace(here, frame_offsets_s=(0.0, model.horizon_s))
-    # Two augmented views (LaWAM C.5): the encoder infers in one, LaWM predicts in the other.
+    # Two views (LaWAM C.5): the encoder infers in one, LaWM predicts in the other. The store has the frames as they are
+    # and one augmentation of each episode.
     both_views = replace(horizon, feature_views=2)
     acting = replace(horizon, chunk_s=model.horizon_s, max_actions=model.max_actions, feature_views=1)
     return TrainConfig(

@@ -48,6 +48,9 @@ class LaWAMConfig:
     kl_weight: float = 1e-5
     """Paper: 1e-5. Code: 5e-5."""
     state_weight: float = 1.0
+    dual_view: bool = True
+    """Stage ``latent_action`` in training: the encoder and LaWM see each clip under crops and colours of their own
+    (appendix C.5), drawn anew at every step. Where a feature store hands out features, its views count instead."""
     distillation_weight: float = 0.1
     subgoal_weight: float = 0.1
     noise_draws: int = 2

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from wamkit.data.augment import random_shift
+from wamkit.data.augment import Augmentation, random_shift
 from wamkit.dynamics.base import FramePairs
 from wamkit.dynamics.latent_action import LatentActionModel, StateChangePredictor
 from wamkit.losses import flow_matching
@@ -29,7 +29,8 @@ def encoder_loss(model: LaWAMActing, window: Window, generator: torch.Generator 
 
 def latent_action_loss(model: LaWAMActing, window: Window, generator: torch.Generator | None = None) -> Losses:
     """The latent-action model's own losses and, where it reads out the state's change, that change (Eq. 4)."""
-    views, valid = _views(model, window)
+    augmentation = Augmentation() if model.config.dual_view and model.lam.training else None
+    views, valid = _views(model, window, augmentation, generator)
     # Two views: the encoder infers from one augmentation, the decoder predicts in another, so the latent
     # action cannot carry pixel layout (appendix C.5). One view: both the same.
     seen, predicted = views[:, 0], views[:, -1]
@@ -75,16 +76,27 @@ def policy_loss(model: LaWAMActing, window: Window, generator: torch.Generator |
     return Losses(terms=terms)
 
 
-def _views(model: LaWAMActing, window: Window) -> tuple[Float[Tensor, "B V 2 N D"], Bool[Tensor, "B"]]:
-    """Features of the primary view's present and horizon, and which samples have both."""
+def _views(
+    model: LaWAMActing,
+    window: Window,
+    augmentation: Augmentation | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Float[Tensor, "B V 2 N D"], Bool[Tensor, "B"]]:
+    """Features of the primary view's present and horizon, and which samples have both.
+
+    Stored features come in the views that the stage asked for. Frames are encoded here: as they are, or in two draws
+    of the augmentation for each clip, new ones at every step.
+    """
     camera = model.config.cameras[0]
     valid = window.frame_valid[camera][:, 0] & window.frame_valid[camera][:, -1]
     if camera in window.features:
         features = window.features[camera].float()
         return torch.stack([features[:, :, 0], features[:, :, -1]], dim=2), valid
     frames = window.frames[camera]
-    both = model.encode(torch.cat([frames[:, 0], frames[:, -1]]))
-    return torch.stack(both.chunk(2), dim=1).unsqueeze(1), valid
+    clip = torch.stack([frames[:, 0], frames[:, -1]], dim=1)
+    drawn = [clip] if augmentation is None else [augmentation.apply(clip, generator) for _ in range(2)]
+    clips = torch.stack(drawn, dim=1)
+    return model.encode(clips.flatten(0, 2)).unflatten(0, clips.shape[:3]), valid
 
 
 def _state_change(
