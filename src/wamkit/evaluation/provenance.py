@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from wamkit.errors import WamkitError
+from wamkit.evaluation.encoder_record import encoder_record
 
 LIBRARIES = (
     "wamkit",
@@ -57,7 +58,7 @@ def _digest_of_files(files: Mapping[str, str]) -> str:
 
 
 def checkpoint_record(path: Path) -> dict[str, Any]:
-    """Digests of a checkpoint: of each file in its folder (or of the one file), and one over them all.
+    """Digests of a checkpoint: of each file in its folder (or of the one file), and one over them all; its encoders.
 
     Args:
         path: A ``pretrained_model`` folder or a single file of weights.
@@ -73,7 +74,9 @@ def checkpoint_record(path: Path) -> dict[str, Any]:
         if not found:
             raise WamkitError(f"No checkpoint at {path}: give the folder that holds config.json and model.safetensors.")
         files = {file.relative_to(path).as_posix(): sha256_file(file) for file in found}
-    return {"path": relative_path(path), "sha256": _digest_of_files(files), "files": files}
+    record = {"path": relative_path(path), "sha256": _digest_of_files(files), "files": files}
+    encoders = encoder_record(path, relative_path) if path.is_dir() else {}
+    return record | ({"encoders": encoders} if encoders else {})
 
 
 def config_hash(config: Any) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wamkit.errors import WamkitError
+from wamkit.evaluation import encoder_record
 from wamkit.evaluation import report_text as text
 from wamkit.evaluation.report_figures import (
     SubgoalExample,
@@ -24,6 +25,8 @@ from wamkit.evaluation.results import load_eval, load_json, validate_eval
 __all__ = ["ReportFigure", "ReportVideo", "videos_from_eval", "write_report"]
 
 TEMPLATES = Path(__file__).parent / "templates"
+PROBED = {"object_within_task": "object position less its task's mean"}
+"""What encoder probes look for, where the name alone would not say it."""
 
 
 def _rate_cell(rate: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -137,7 +140,8 @@ def _imagine(imagine: Mapping[str, Any]) -> dict[str, Any]:
     if imagine.get("latent_action_probe"):
         probes.append(("latent action → end-effector motion", imagine["latent_action_probe"]))
     for name, probe in imagine.get("encoder_probe", {}).items():
-        probes.append((f"encoder features → {name.replace('_', ' ')} position", probe))
+        what = PROBED.get(name, f"{name.replace('_', ' ')} position")
+        probes.append((f"encoder features → {what}", probe))
     shown["probes"] = [
         {
             "name": name,
@@ -257,6 +261,7 @@ def write_report(
         "latency": None if latency is None else _latency(latency),
         "instruction": _instruction(evaluation, dreams),
         "figures": [(f.title, image_entry(f.image, f.caption or f.title), f.caption) for f in figures],
+        "encoders": _encoders(evaluation or {}, dreams, latency or {}),
         "provenance": [
             (name, _flat(record["provenance"]))
             for name, record in (
@@ -285,6 +290,18 @@ def write_report(
     finally:
         temporary.unlink(missing_ok=True)
     return output_path
+
+
+def _encoders(*results: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What the checkpoint sees and reads through, from the first result that says it."""
+    for result in results:
+        found = ((result.get("provenance") or {}).get("checkpoint") or {}).get("encoders")
+        if found:
+            return [
+                {"words": encoder_record.sentence(name, record), "sha256": (record["sha256"] or "")[:12]}
+                for name, record in found.items()
+            ]
+    return []
 
 
 def _instruction(evaluation: Mapping[str, Any] | None, imagine: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,7 +344,13 @@ def _absent(
             missing.append(
                 ("Spread between seeds", "One seed was evaluated: the interval covers trials, not trainings.")
             )
-    names = {"action_dependence.action": "Dependence on robot actions", "policy_subgoal": "The policy's own subgoal"}
+    names = {
+        "action_dependence.action": "Dependence on robot actions",
+        "policy_subgoal": "The policy's own subgoal",
+        "encoder_probe.end_effector": "Probe of the end effector's position",
+        "encoder_probe.object": "Probe of the object's position",
+        "encoder_probe.object_within_task": "Probe of the object's position less its task's mean",
+    }
     for name, reason in imagine.get("not_measured", {}).items():
         missing.append((names.get(name, name.replace("_", " ").capitalize()), reason))
     return missing
