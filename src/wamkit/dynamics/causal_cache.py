@@ -121,12 +121,13 @@ def by_episode(rows: Sequence[Row], copies: int) -> list[tuple[Row, ...]]:
     return [tuple(rows[copy * count + index] for copy in range(copies)) for index in range(count)]
 
 
-def packed(pasts: Sequence[Sequence[Row]], room: int) -> dict[str, Tensor]:
+def packed(pasts: Sequence[Sequence[Row]], room: int, *, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Some episodes' rows as tensors whose shapes say nothing of how long the episodes are.
 
     Args:
         pasts: Of each episode its rows, as many of each and of one length.
         room: Tokens to pad to.
+        dtype: Of keys and values; None: the rows'.
 
     Returns:
         ``keys`` and ``values`` [B, copies, layers, heads, room, d], ``readable`` [B, room], ``frames`` [B].
@@ -136,7 +137,7 @@ def packed(pasts: Sequence[Sequence[Row]], room: int) -> dict[str, Tensor]:
     """
     like = pasts[0][0].keys
     layers, heads, _, width = like.shape
-    keys = like.new_zeros(len(pasts), len(pasts[0]), layers, heads, room, width)
+    keys = like.new_zeros(len(pasts), len(pasts[0]), layers, heads, room, width, dtype=dtype)
     values, readable = torch.zeros_like(keys), like.new_zeros(len(pasts), room, dtype=torch.bool)
     for index, past in enumerate(pasts):
         tokens = len(past[0].frame)

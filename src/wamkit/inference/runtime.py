@@ -54,6 +54,8 @@ class RuntimeSettings:
     """Instructions are padded to the next of these lengths, with padding that is not attended to."""
     max_programs: int = 16
     """Shapes held at a time; the one not used for longest makes room."""
+    max_calls: int = 128
+    """The same for what a model that remembers computes before its prefix; these hold no memory of their own."""
     fp8_min_cosine: float = 0.999
     """FP8 is refused where its actions on the calibration observations are farther from bf16's."""
 

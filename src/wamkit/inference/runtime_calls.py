@@ -1,7 +1,8 @@
 """What a model computes before its prefix, recorded too: keys and values of what was seen and done, say.
 
 How often such a function is called in a chunk, and on how many samples of the batch, is the model's to decide; what it
-computes at one shape is a recording like any other, held beside those of the chunk.
+computes at one shape is a recording like any other, held beside those of the chunk. On a GPU it runs as calls: a CUDA
+graph reads fixed memory, and one for each shape would hold as many copies of the history.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from wamkit.inference.runtime_graphs import GraphedChunk
 from wamkit.inference.runtime_program import Program
 from wamkit.models.phases import Caller, State
 
@@ -34,9 +34,8 @@ class Call:
     """Of what it is given, flat."""
     program: Program
     outputs: pytree.TreeSpec
-    run: Callable[..., list[Tensor]]
     seconds: float
-    """To record, optimise and capture it."""
+    """To record and optimise it."""
 
 
 class RecordedCalls(Caller):
@@ -61,15 +60,19 @@ class RecordedCalls(Caller):
             filled = [repeat_last(tensor, runtime.size_of(count) - count) for tensor in rows]
             call = self._call(name, function, filled, spec)
             with torch.inference_mode(), torch.autocast(runtime.device.type, enabled=False):
-                results = [tensor[:count] for tensor in call.run(*filled)]
+                results = [tensor[:count] for tensor in call.program.run(*filled)]
             made.append((results, call.outputs))
         joined = [torch.cat(parts) for parts in zip(*(results for results, _ in made), strict=True)]
         return pytree.tree_unflatten(joined, made[0][1])
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The runtime's."""
+        return self.runtime.dtype
+
     def precision(self) -> AbstractContextManager[Any]:
         """Autocast, where the runtime does not compute in the weights' precision."""
-        dtype = self.runtime.dtype
-        return torch.autocast(self.runtime.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+        return torch.autocast(self.runtime.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
 
     def held(self) -> list[Call]:
         """Those that are held at the moment."""
@@ -79,7 +82,7 @@ class RecordedCalls(Caller):
         key = (name, spec, *((tuple(tensor.shape), tensor.dtype) for tensor in flat))
         call = self._calls.get(key)
         if call is None:
-            while len(self._calls) >= max(1, self.runtime.settings.max_programs):
+            while len(self._calls) >= max(1, self.runtime.settings.max_calls):
                 self._calls.popitem(last=False)
                 self.runtime.evicted += 1
             call = self._calls[key] = self._made(name, function, flat, spec)
@@ -89,12 +92,8 @@ class RecordedCalls(Caller):
     def _made(self, name: str, function: Callable[[State], Any], flat: Sequence[Tensor], spec: pytree.TreeSpec) -> Call:
         began, runtime = time.perf_counter(), self.runtime
         program, outputs = runtime.program_of(function, (pytree.tree_unflatten(list(flat), spec),))
-        run = program.run
-        if runtime.graphs:
-            graph = GraphedChunk(program.run, None, flat, None)
-            run = lambda *given: graph(given, None)  # noqa: E731
         shape = tuple(tuple(tensor.shape) for tensor in flat)
-        return Call(name, shape, program, outputs, run, time.perf_counter() - began)
+        return Call(name, shape, program, outputs, time.perf_counter() - began)
 
 
 def repeat_last(tensor: Tensor, times: int) -> Tensor:

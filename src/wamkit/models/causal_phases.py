@@ -95,7 +95,7 @@ class CausalActPhases(ActPhases):
         room: int | None = None,
     ) -> dict[str, Tensor]:
         given = {
-            **packed(pasts, self._tokens(pasts, room)),
+            **packed(pasts, self._tokens(pasts, room), dtype=self.caller.dtype),
             "words": self._features(tuple(observation.task)),
             "rate_hz": observation.rate_hz,
             "steps": steps,
@@ -114,7 +114,7 @@ class CausalActPhases(ActPhases):
         room: int | None = None,
     ) -> list[tuple[Row, ...]]:
         """As the model's own, at one of few shapes, through `caller`."""
-        given: State = packed(pasts, self._tokens(pasts, room))
+        given: State = packed(pasts, self._tokens(pasts, room), dtype=self.caller.dtype)
         given |= {"words": self._features(tuple(task)), "latents": latents}
         valid = None
         if groups is not None:

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from wamkit.types import ActionChunk, Observation
@@ -34,6 +35,11 @@ class Phase:
 
 class Caller:
     """Runs what `ActPhases.inputs` must compute itself, plainly; a runtime puts one of its own in its place."""
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of matrix products; None: the weights'. What only they read may be handed over in it."""
+        return None
 
     def __call__(self, name: str, function: Callable[[State], Any], given: State) -> Any:
         """``function(given)``: nests of tensors, the batch first in each, and no value of one decides anything.
