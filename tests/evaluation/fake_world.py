@@ -17,11 +17,17 @@ SIZE = (6, 8)
 
 @dataclass(frozen=True)
 class FakeFactory:
-    """``faults``: (task, trial, step, kind, times) with kind hang, exit, raise or refuse; counted in ``folder``."""
+    """``faults``: (task, trial, step, kind, times) with kind hang, exit, raise or refuse; counted in ``folder``.
+
+    With ``solved_after`` a trial succeeds after so many steps whatever is done, where ``solved_every`` divides its
+    number.
+    """
 
     folder: str = ""
     faults: tuple[tuple[str, int, int, str, int], ...] = ()
     max_steps: int = 30
+    solved_after: int | None = None
+    solved_every: int = 1
 
     def __call__(self, task: str) -> FakeWorld:
         return FakeWorld(task, self)
@@ -60,7 +66,10 @@ class FakeWorld(Environment):
         self._fault()
         self.x += float(checked_action(action, self._spec)[0])
         self.steps += 1
-        return (self.observe() if render else None), self.x >= 1.0, self.steps >= self._spec.max_steps
+        solved = self.x >= 1.0
+        if self._factory.solved_after is not None:
+            solved = self.steps >= self._factory.solved_after and self.trial % self._factory.solved_every == 0
+        return (self.observe() if render else None), solved, self.steps >= self._spec.max_steps
 
     def observe(self, *, images: bool = True) -> dict[str, Any]:
         observation: dict[str, Any] = {}

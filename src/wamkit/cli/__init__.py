@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "import": ("import_data", "turn other recordings into a LeRobot data set"),
     "train": ("train", "run a recipe: every stage of a model, resumable"),
     "eval": ("evaluate", "closed-loop success with intervals and control arms"),
+    "calibrate": ("calibrate", "set the threshold of a policy's monitor on its own successful episodes"),
     "imagine": ("imagine", "measure what a world model imagines on held-out episodes"),
     "serve": ("serve", "serve a policy to robots, over openpi's websocket protocol"),
     "bench": ("bench", "latency, loader and rendering speed on this machine"),

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from wamkit.cli.closed_loop import ClosedLoop, closed_loop
 from wamkit.cli.groups import ActingPolicyFlags, EnvFlags, names, task_list
 from wamkit.cli.parsing import parse
 from wamkit.errors import WamkitError, suggest
 
 if TYPE_CHECKING:
     from wamkit.evaluation.arms import Arm
+    from wamkit.inference.monitor_calibration import Calibration
 
 ARMS = ("policy", "no_op", "random", "expert", "blind", "swapped_instruction")
+WATCHED = "policy"
+"""The arm that a monitor watches."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class EvalArguments:
     """cpu, cuda, or auto."""
     runtime: bool = False
     """Act through the runtime (wamkit.inference.runtime): faster, the same actions up to rounding."""
+    calibration: Path | None = None
+    """Watch the policy with its monitor (a file of wam calibrate): eval.json then says how often it raised an alarm."""
     resume: bool = False
     """Continue an evaluation that was stopped; its finished episodes are kept."""
 
@@ -73,7 +79,8 @@ def evaluate(arguments: EvalArguments) -> str:
     """Writes ``eval.json`` and returns its table of success rates.
 
     Raises:
-        WamkitError: An unknown task or arm, no checkpoint, or a policy that does not fit the environment.
+        WamkitError: An unknown task or arm, no checkpoint, a policy that does not fit the environment, or a monitor's
+            calibration that is not this policy's.
     """
     tasks = task_list(arguments.env.task, arguments.env.type)
     wanted = names(arguments.eval.arms)
@@ -81,34 +88,24 @@ def evaluate(arguments: EvalArguments) -> str:
         if name not in ARMS:
             raise WamkitError(f"no arm {name!r}.{suggest(name, ARMS)}")
     _refuse_finished(arguments)
+    calibration = _calibration(arguments, wanted)
 
     from wamkit.cli.progress import progress_bar
-    from wamkit.configuration import to_dict
-    from wamkit.envs.registry import instruction
     from wamkit.evaluation.episode_video import VideoSettings
-    from wamkit.evaluation.provenance import collect
     from wamkit.evaluation.results import build_eval, write_eval
     from wamkit.evaluation.rollout import RolloutSettings, rollout
     from wamkit.evaluation.statistics import side_by_side
-    from wamkit.evaluation.workers import EnvFactory
-    from wamkit.inference.policy import checkpoint_folder, load
+    from wamkit.evaluation.watched_arm import alarm_lines, alarm_rates
 
-    folder = checkpoint_folder(arguments.policy.path)
-    instructions = {task: instruction(arguments.env.type, task) for task in tasks}
-    policy = load(
-        folder,
+    flags = arguments.eval
+    loop = closed_loop(
+        arguments.policy,
+        arguments.env,
+        seed=arguments.seed,
         device=arguments.device,
         runtime=arguments.runtime,
-        embodiment=arguments.policy.embodiment,
-        rate_hz=arguments.policy.rate_hz,
+        max_steps=flags.max_steps,
     )
-    from wamkit.cli.check import fitting_env_options, refuse_misfit
-
-    options = fitting_env_options(policy.contract, arguments.env, arguments.eval.max_steps)
-    make = EnvFactory(arguments.env.type, options)
-    refuse_misfit(policy, make(tasks[0]), instructions.values())
-    record = collect(checkpoint=folder, config=to_dict(policy.model.config), seeds=[arguments.seed])
-    flags = arguments.eval
     settings = RolloutSettings(
         n_action_steps=flags.n_action_steps,
         seed=arguments.seed,
@@ -121,25 +118,59 @@ def evaluate(arguments: EvalArguments) -> str:
     )
     with progress_bar("evaluating") as progress:
         episodes = rollout(
-            [_arm(name, policy, instructions, str(record["checkpoint"])) for name in wanted],
+            [_arm(name, loop, calibration) for name in wanted],
             tasks,
-            make,
+            loop.make,
             arguments.output_dir,
             settings,
             videos=VideoSettings(trials=flags.videos, failures_of=("policy",)) if flags.videos else None,
             resume=arguments.resume,
             progress=progress,
         )
-    results = build_eval(episodes, record)
+    results = build_eval(episodes, loop.record)
+    said = [*side_by_side(results["arms"]).lines(), *results.get("notes", ())]
+    if calibration is not None:
+        results["monitor"] = alarm_rates([e for e in episodes if e["arm"] == WATCHED], calibration)
+        said += alarm_lines(results["monitor"])
     path = write_eval(arguments.output_dir / "eval.json", results)
-    return "\n".join([*side_by_side(results["arms"]).lines(), *results.get("notes", ()), str(path)])
+    return "\n".join([*said, str(path)])
 
 
-def _arm(name: str, policy: Any, instructions: dict[str, str], identity: str) -> Arm:
+def _calibration(arguments: EvalArguments, wanted: Sequence[str]) -> Calibration | None:
+    """The monitor's, where one is to watch.
+
+    Raises:
+        WamkitError: It is of another checkpoint or of another pace, or there is no arm to watch.
+    """
+    if arguments.calibration is None:
+        return None
+    if WATCHED not in wanted:
+        raise WamkitError(f"--calibration watches the arm {WATCHED}: add it to --eval.arms, or leave the flag out.")
+    from wamkit.evaluation.provenance import checkpoint_record
+    from wamkit.inference.monitor_calibration import Calibration
+    from wamkit.inference.policy import checkpoint_folder
+
+    calibration = Calibration.load(arguments.calibration)
+    calibration.refuse_other(checkpoint_record(checkpoint_folder(arguments.policy.path))["sha256"])
+    pace = calibration.made.get("n_action_steps", arguments.eval.n_action_steps)
+    if pace != arguments.eval.n_action_steps:
+        raise WamkitError(
+            f"{arguments.calibration} was made with --n_action_steps {pace} and looks come at another pace here: set"
+            " --eval.n_action_steps to that (all of a chunk where it is None), or calibrate anew."
+        )
+    return calibration
+
+
+def _arm(name: str, loop: ClosedLoop, calibration: Calibration | None) -> Arm:
     from wamkit.evaluation import arms
+    from wamkit.evaluation.watched_arm import WatchedArm, WatchedPolicy
 
+    policy, identity = loop.policy, str(loop.record["checkpoint"])
+    if name == WATCHED and calibration is not None:
+        watched = f"{identity} watched at {calibration.threshold!r}, memory {calibration.memory}"
+        return WatchedArm(WatchedPolicy(policy), calibration, name, identity=watched)
     if name == "swapped_instruction":
-        return arms.SwappedInstructionArm(policy, instructions, identity=identity)
+        return arms.SwappedInstructionArm(policy, loop.instructions, identity=identity)
     if name in ("policy", "blind"):
         kind = arms.PolicyArm if name == "policy" else arms.BlindArm
         return kind(policy, identity=identity)

@@ -111,6 +111,17 @@ class PolicyArm(Arm):
         """What the policy is shown instead of ``observation``."""
         return observation
 
+    def acted(self, task: str, trial: int, at: float, sample: int) -> None:
+        """The policy has acted for this episode.
+
+        Args:
+            task: Of the episode.
+            trial: Of the episode.
+            at: Seconds since the episode's start: when it saw what it acts on; 0 where it begins, or begins again
+                because its simulator broke.
+            sample: Place of the episode in the policy's last batch.
+        """
+
     def notes(self, task: str, trial: int) -> dict[str, Any]:
         """What an episode's record says besides."""
         return {}

@@ -60,7 +60,7 @@ class RolloutSettings:
 
 @dataclass
 class _Episode:
-    """One cell of (arm, task, trial), and how often it was started again."""
+    """One cell of (arm, task, trial), how often it was started again, and the actions sent to it so far."""
 
     arm: Arm
     task: str
@@ -70,6 +70,7 @@ class _Episode:
     retries: int = 0
     blamed: int = 0
     replans: int = 0
+    executed: int = 0
     memory: EpisodeMemory = field(default_factory=EpisodeMemory)
 
     @property
@@ -260,7 +261,7 @@ class _Evaluation:
             if not free:
                 return
             episode = self.queue.popleft()
-            episode.replans, episode.memory = 0, EpisodeMemory()
+            episode.replans, episode.executed, episode.memory = 0, 0, EpisodeMemory()
             worker.jobs[free[0]] = episode
             worker.send("start", free[0], self._job(episode))
 
@@ -367,8 +368,7 @@ class _Evaluation:
     def _act(self) -> None:
         """One batched call of the policy that has waited longest."""
         policy = self.waiting[0].arm.policy
-        batch = [request for request in self.waiting if request.arm.policy is policy]
-        batch = batch[: self.settings.batch_size]
+        batch = [request for request in self.waiting if request.arm.policy is policy][: self.settings.batch_size]
         chosen = {id(request) for request in batch}
         self.waiting = deque(request for request in self.waiting if id(request) not in chosen)
         observations, seen, seeds = [], [], []
@@ -392,9 +392,12 @@ class _Evaluation:
                 f"The policy gave the shape {chunks.shape} for {len(batch)} observations; "
                 f"{self.spec.name} takes [{len(batch)}, K, {actions}]: evaluate it where it was trained."
             )
-        for request, chunk in zip(batch, chunks, strict=True):
+        for sample, (request, chunk) in enumerate(zip(batch, chunks, strict=True)):
             steps = request.arm.n_action_steps or self.settings.n_action_steps or len(chunk)
             if not 1 <= steps <= len(chunk):
                 raise EvaluationError(f"Cannot execute {steps} actions of a chunk of {len(chunk)}.")
-            request.episode.memory.executed = np.ascontiguousarray(chunk[:steps], dtype=np.float32)
-            request.worker.send("chunk", request.slot, request.episode.memory.executed)
+            episode = request.episode
+            request.arm.acted(episode.task, episode.trial, episode.executed / self.spec.rate_hz, sample)
+            episode.executed += steps
+            episode.memory.executed = np.ascontiguousarray(chunk[:steps], dtype=np.float32)
+            request.worker.send("chunk", request.slot, episode.memory.executed)
