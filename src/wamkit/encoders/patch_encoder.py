@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from wamkit.encoders.base import VisualEncoder
@@ -92,21 +92,20 @@ class PatchEncoder(VisualEncoder):
         return self.pretext(self, frames, generator)
 
 
-def _random_split(
-    batch: int, tokens: int, keep: int, device: torch.device, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    order = torch.rand(batch, tokens, device=device, generator=generator).argsort(dim=1)
-    return order[:, :keep], order[:, keep:]
-
-
 def _gather(tokens: Float[Tensor, "B N D"], index: Tensor) -> Tensor:
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-class MaskedAutoencoder(nn.Module):
-    """Reconstructs the pixels of hidden patches from the visible ones."""
+class _MaskedPrediction(nn.Module):
+    """What both objectives share: a transformer that fills in for the hidden patches from the visible ones' features.
 
-    def __init__(self, config: PatchEncoderConfig, tokens: int) -> None:
+    Args:
+        config: the encoder's.
+        tokens: N, patches of a frame.
+        answer_width: of what is predicted for each patch.
+    """
+
+    def __init__(self, config: PatchEncoderConfig, tokens: int, *, answer_width: int) -> None:
         super().__init__()
         self.keep = max(1, round(tokens * (1.0 - config.mask_ratio)))
         side = int(tokens**0.5)
@@ -114,24 +113,37 @@ class MaskedAutoencoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(config.decoder_width))
         self.register_buffer("position", grid_sincos((side, side), config.decoder_width), persistent=False)
         self.blocks = nn.ModuleList(TransformerBlock(config.decoder_width, 4) for _ in range(config.decoder_layers))
-        self.leave = nn.Linear(config.decoder_width, 3 * config.patch**2)
+        self.leave = nn.Linear(config.decoder_width, answer_width)
+
+    def fill_in(
+        self, encoder: PatchEncoder, patches: Float[Tensor, "B N P"], generator: torch.Generator | None
+    ) -> tuple[Float[Tensor, "B N E"], Int[Tensor, "B N"]]:
+        """Tokens before `leave`, of the visible patches and then of the hidden, and which patch each one is."""
+        batch, tokens, _ = patches.shape
+        order = torch.rand(batch, tokens, device=patches.device, generator=generator).argsort(dim=1)
+        visible = order[:, : self.keep]
+        position = encoder.position.expand(batch, -1, -1)
+        features = encoder.encode_patches(_gather(patches, visible), _gather(position, visible))
+        hidden = self.mask_token.expand(batch, tokens - self.keep, -1).to(features.dtype)
+        x = torch.cat([self.enter(features), hidden], dim=1)
+        x = x + _gather(self.position.expand(batch, -1, -1), order)
+        for block in self.blocks:
+            x = block(x)
+        return x, order
+
+
+class MaskedAutoencoder(_MaskedPrediction):
+    """Reconstructs the pixels of hidden patches from the visible ones."""
+
+    def __init__(self, config: PatchEncoderConfig, tokens: int) -> None:
+        super().__init__(config, tokens, answer_width=3 * config.patch**2)
 
     def forward(
         self, encoder: PatchEncoder, frames: UInt8[Tensor, "B 3 H W"], generator: torch.Generator | None
     ) -> dict[str, Float[Tensor, "B"]]:
         """Squared pixel error over the hidden patches, plus a tenth of it over the visible ones."""
         patches = encoder.patchify(frames)
-        batch, tokens, _ = patches.shape
-        visible, hidden = _random_split(batch, tokens, self.keep, patches.device, generator)
-        position = encoder.position.expand(batch, -1, -1)
-        features = encoder.encode_patches(_gather(patches, visible), _gather(position, visible))
-        order = torch.cat([visible, hidden], dim=1)
-        x = torch.cat(
-            [self.enter(features), self.mask_token.expand(batch, hidden.shape[1], -1).to(features.dtype)], dim=1
-        )
-        x = x + _gather(self.position.expand(batch, -1, -1), order)
-        for block in self.blocks:
-            x = block(x)
+        x, order = self.fill_in(encoder, patches, generator)
         error = (self.leave(x).float() - _gather(patches, order)).square().mean(dim=-1)
         return {
             "hidden_patches": sample_mean(error[:, self.keep :]),
@@ -141,19 +153,12 @@ class MaskedAutoencoder(nn.Module):
         }
 
 
-class JointEmbedding(nn.Module):
+class JointEmbedding(_MaskedPrediction):
     """Predicts the features of hidden patches from the visible ones; SIGReg keeps the features from collapsing."""
 
     def __init__(self, config: PatchEncoderConfig, tokens: int) -> None:
-        super().__init__()
-        self.keep = max(1, round(tokens * (1.0 - config.mask_ratio)))
+        super().__init__(config, tokens, answer_width=config.width)
         self.sigreg_weight = config.sigreg_weight
-        self.enter = nn.Linear(config.width, config.decoder_width)
-        self.mask_token = nn.Parameter(torch.zeros(config.decoder_width))
-        side = int(tokens**0.5)
-        self.register_buffer("position", grid_sincos((side, side), config.decoder_width), persistent=False)
-        self.blocks = nn.ModuleList(TransformerBlock(config.decoder_width, 4) for _ in range(config.decoder_layers))
-        self.leave = nn.Linear(config.decoder_width, config.width)
 
     def forward(
         self, encoder: PatchEncoder, frames: UInt8[Tensor, "B 3 H W"], generator: torch.Generator | None
@@ -161,18 +166,9 @@ class JointEmbedding(nn.Module):
         """Squared feature error over the hidden patches (no stop-gradient), and SIGReg over the batch's tokens."""
         patches = encoder.patchify(frames)
         batch, tokens, _ = patches.shape
-        visible, hidden = _random_split(batch, tokens, self.keep, patches.device, generator)
-        position = encoder.position.expand(batch, -1, -1)
-        target = encoder.encode_patches(patches, position)
-        features = encoder.encode_patches(_gather(patches, visible), _gather(position, visible))
-        order = torch.cat([visible, hidden], dim=1)
-        x = torch.cat(
-            [self.enter(features), self.mask_token.expand(batch, hidden.shape[1], -1).to(features.dtype)], dim=1
-        )
-        x = x + _gather(self.position.expand(batch, -1, -1), order)
-        for block in self.blocks:
-            x = block(x)
-        predicted = self.leave(x[:, self.keep :]).float()
+        target = encoder.encode_patches(patches, encoder.position.expand(batch, -1, -1))
+        x, order = self.fill_in(encoder, patches, generator)
+        predicted, hidden = self.leave(x[:, self.keep :]).float(), order[:, self.keep :]
         error = (predicted - _gather(target, hidden).float()).square().mean(dim=-1)
         directions = random_directions(encoder.width, 256, device=target.device, generator=generator)
         # Tokens at one place of the grid must differ between frames: the test is over frames, place by place.
