@@ -115,9 +115,9 @@ def video_errors(options: argparse.Namespace, trained: dict[str, Path], unseen: 
         policy = load(checkpoint, device="cpu")
         assert isinstance(policy.model, LightWAM)
         config = TrainConfig.from_dict(load_json(checkpoint / "train_config.json"))
-        held_out = held_out_windows(arguments, policy, config, LeRobotSource(unseen))
+        windows, of_episode, _ = held_out_windows(arguments, policy, config, LeRobotSource(unseen))
         errors[name] = load_json(output_dir / "imagine.json")["pixel_error"] | {
-            "latent": latent_error(policy.model, *held_out)
+            "latent": latent_error(policy.model, windows, of_episode)
         }
     return errors
 

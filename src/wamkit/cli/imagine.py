@@ -71,7 +71,7 @@ def imagine(arguments: ImagineArguments) -> str:
     policy = load(folder, device=arguments.device)
     config = TrainConfig.from_dict(json.loads((folder / "train_config.json").read_text()))
     source = LeRobotSource(arguments.dataset.root)
-    windows, episodes = held_out_windows(arguments, policy, config, source)
+    windows, episodes, rows = held_out_windows(arguments, policy, config, source)
     record = collect(checkpoint=folder, config=arguments, seeds=[arguments.seed])
     if "pixels" in policy.model.capabilities.imagines:
         from wamkit.evaluation.imagined_video import video_report
@@ -87,10 +87,26 @@ def imagine(arguments: ImagineArguments) -> str:
             save_examples(arguments.output_dir / EXAMPLES_FILE, *shown)
         return "\n".join([*summary(result), str(write_json(arguments.output_dir / "imagine.json", result))])
     held_out = encode_held_out(policy.model, windows, episodes)
-    result = imagine_report(policy.model, held_out, provenance=record, seed=arguments.seed)
+    kept = held_out.kept
+    positions, unknown = _object_positions(source, episodes[kept], rows[kept])
+    result = imagine_report(policy.model, held_out, positions=positions, provenance=record, seed=arguments.seed)
+    result["not_measured"] |= unknown
     path = write_json(arguments.output_dir / "imagine.json", result)
     save_examples(arguments.output_dir / EXAMPLES_FILE, *examples(policy.model, held_out, seed=arguments.seed))
     return "\n".join([*summary(result), str(path)])
+
+
+def _object_positions(
+    source: LeRobotSource, episodes: np.ndarray, rows: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Where objects were at these rows, or why nobody knows."""
+    from wamkit.evaluation.recorded_objects import object_positions
+    from wamkit.evaluation.world_metrics import WorldMetricsError
+
+    try:
+        return object_positions(source, episodes, rows), {}
+    except WorldMetricsError as reason:
+        return {}, {"encoder_probe.object": str(reason)}
 
 
 def _told_actions(
@@ -109,8 +125,11 @@ def _told_actions(
 
 def held_out_windows(
     arguments: ImagineArguments, policy: Policy, config: TrainConfig, source: LeRobotSource
-) -> tuple[list[Window], np.ndarray]:
-    """Windows at 0, tau, 2 tau, ... for the checkpoint's tau, or at its own clip's times, and each one's episode.
+) -> tuple[list[Window], np.ndarray, np.ndarray]:
+    """Windows at 0, tau, 2 tau, ... for the checkpoint's tau, or at its own clip's times.
+
+    Returns:
+        Batches of them; of each window its episode, and the row of the episode at which it is the present.
 
     Raises:
         WamkitError: The checkpoint's stage looks at no future, or no episode was held out.
@@ -145,7 +164,8 @@ def held_out_windows(
     mixture = Mixture([entry], spec, policy.normalizer, arguments.seed)
     draws = np.arange(min(arguments.windows, len(mixture)))
     windows = [mixture.window(draws[first : first + BATCH]) for first in range(0, len(draws), BATCH)]
-    return windows, mixture.locate(draws)[1]
+    _, of_episode, rows = mixture.locate(draws)
+    return windows, of_episode, rows
 
 
 def _episodes_and_cameras(
@@ -191,6 +211,8 @@ def summary(result: dict[str, Any]) -> list[str]:
                 lines.append(f"video told its actions: squared error {words} {told[name]:.2f} [{low:.2f}, {high:.2f}]")
     if probe := result.get("latent_action_probe"):
         lines.append(f"latent action to end-effector motion: R2 {probe['r2']:.2f}")
+    for name, probe in result.get("encoder_probe", {}).items():
+        lines.append(f"encoder's features to {name.replace('_', ' ')} position: R2 {probe['r2']:.2f}")
     if region := result.get("effect_region"):
         lines.append(f"effect of the latent action on the arm over the background: {region['ratio']:.2f}")
     if moved := result.get("transfer"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +41,8 @@ class HeldOut:
     """Rows and columns of the N tokens, where the model says."""
     pair: int = 0
     """Latent actions are measured between features ``pair`` and ``pair + 1``."""
+    kept: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Number of each of these windows among those that were to be encoded, [n]; empty where nobody counted."""
 
     @property
     def present(self) -> np.ndarray:
@@ -178,6 +180,7 @@ def encode_held_out(
     model.eval()
     episodes = np.asarray(episodes)
     kept_windows, kept_episodes, features, frames, times, latents = [], [], [], [], [], []
+    numbers: list[np.ndarray] = []
     seen = dropped = 0
     acting = latent_action_of(model)
     at: tuple[int, ...] = ()
@@ -188,8 +191,9 @@ def encode_held_out(
             raise mismatch
         whole = _clip_by_clip(model, window) if hasattr(model, "latents_of") else _frame_by_frame(model, window, camera)
         batch_episodes = episodes[seen : seen + window.batch_size]
-        seen += window.batch_size
         keep = whole.keep
+        numbers.append(seen + np.flatnonzero(keep.numpy()))
+        seen += window.batch_size
         dropped += int((~keep).sum())
         if not keep.any():
             continue
@@ -226,4 +230,5 @@ def encode_held_out(
         grid=grid,
         # The first latent frame of a clip stands for one picture, the others for several: two of a kind are compared.
         pair=1 if hasattr(model, "latents_of") and len(at) > 2 else 0,
+        kept=np.concatenate(numbers),
     )

@@ -17,7 +17,7 @@ import torch
 from wamkit.evaluation import world_metrics as metrics
 from wamkit.evaluation.held_out import HeldOut, as_numpy, model_device
 from wamkit.evaluation.latent_action_metrics import latent_action_report, motion, predictor, scenes
-from wamkit.evaluation.probes import encoder_probe
+from wamkit.evaluation.probes import ProbeError, encoder_probe
 from wamkit.evaluation.report_figures import SubgoalExample, TransferExample
 from wamkit.evaluation.results import refuse_non_finite
 from wamkit.evaluation.world_metrics import WorldMetricsError
@@ -152,10 +152,14 @@ def imagine_report(
     where = dict(positions or {})
     if has_hand:
         where = {"end_effector": state[:, 0, hand]} | where
-    if where:
-        measure("encoder_probe", lambda: encoder_probe(present, where, episodes, seed=seed))
-    else:
-        missing["encoder_probe"] = "The held-out windows carry no end-effector position."
+    for name, position in where.items():
+        try:  # each by itself: one that stands still must not cost the others
+            probes = encoder_probe(present, {name: position}, episodes, seed=seed)
+            result["encoder_probe"] = result.get("encoder_probe", {}) | probes
+        except ProbeError as reason:
+            missing[f"encoder_probe.{name}"] = str(reason)
+    if not has_hand:
+        missing["encoder_probe.end_effector"] = "The held-out windows carry no end-effector position."
 
     if subgoals is None or "subgoal" not in inspect.signature(model.act).parameters:
         missing["subgoal_belief"] = "The action head takes no subgoal from outside."
@@ -183,10 +187,11 @@ def examples(
         count: How many of each kind; spread over the instructions.
         seed: Fixes the draw.
     """
-    if held_out.latent_actions is None:
+    latent = held_out.latent
+    if latent is None:
         return [], []
     rng, scale, predict = np.random.default_rng(seed), held_out.scale, predictor(model)
-    present, future, latent = held_out.present, held_out.future, held_out.latent
+    present, future = held_out.present, held_out.future
     frames = held_out.frames[:, held_out.pair :]
     try:
         subgoals, source = imagined_subgoals(model, held_out), "the policy's own subgoal"
