@@ -15,8 +15,8 @@ class RecordArguments:
     """Record demonstrations of a simulator's expert into a LeRobot data set; failures are dropped and counted."""
 
     env: EnvFlags
-    output_dir: Path
-    """Folder of the data set to write."""
+    output_dir: Path | None = None
+    """Folder of the data set to write; by default one named after the tasks, such as data/metaworld_reach-v3."""
     episodes: int = 25
     """Successful episodes to keep for each task."""
     seed: int = 0
@@ -31,10 +31,18 @@ class RecordArguments:
     """Continue a recording that was interrupted; its finished episodes are kept."""
 
 
+def default_folder(env: EnvFlags) -> Path:
+    """Where a recording goes that names no folder: ``data/<type>_<task>``, of many tasks the first and their number."""
+    wanted = names(env.task)
+    told = "+".join(wanted) if len(wanted) <= 3 else f"{wanted[0]}_and_{len(wanted) - 1}_more"
+    return Path("data") / f"{env.type}_{told}"
+
+
 def run(argv: Sequence[str]) -> int:
     """Runs the verb."""
     arguments = parse(RecordArguments, argv, verb="record")
     tasks = task_list(arguments.env.task, arguments.env.type)
+    output_dir = arguments.output_dir or default_folder(arguments.env)
 
     from wamkit.cli.progress import progress_bar
     from wamkit.envs.recording import record_episodes
@@ -43,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
         summary = record_episodes(
             arguments.env.type,
             tasks,
-            arguments.output_dir,
+            output_dir,
             episodes=arguments.episodes,
             seed=arguments.seed,
             resolution=arguments.env.resolution or 128,
