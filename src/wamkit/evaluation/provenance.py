@@ -169,7 +169,7 @@ def _processor() -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, usable cores, memory and accelerators of this machine; not its name."""
+    """Processor, usable cores, torch's threads, memory and accelerators of this machine; not its name."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:
@@ -185,6 +185,8 @@ def hardware() -> dict[str, Any]:
     return {
         "cpu": _processor(),
         "cores": cores,
+        # Sums are cut up by their number, so the last bits of a result may depend on it.
+        "torch_threads": None if torch is None else torch.get_num_threads(),
         "ram_gib": ram,
         "gpu": gpus,
         "system": f"{platform.system()} {platform.machine()}",
