@@ -24,8 +24,8 @@ import SOURCE --output_dir --format --episodes --limit --skip_broken --fps --emb
 train RECIPE --any.field
 eval --policy.path --policy.embodiment --policy.rate_hz --env.type --env.task --env.cameras --env.resolution \
 --env.gripper --output_dir --eval.n_episodes --eval.first_trial --eval.split --eval.n_action_steps --eval.arms \
---eval.batch_size --eval.workers --eval.max_steps --eval.timeout_s --eval.videos --seed --device --runtime \
---calibration --resume
+--eval.forward_size --eval.batch_size --eval.workers --eval.max_steps --eval.timeout_s --eval.videos --seed --device \
+--runtime --calibration --resume
 calibrate --policy.path --policy.embodiment --policy.rate_hz --env.type --env.task --env.cameras --env.resolution \
 --env.gripper --output_dir --false_alarm_rate --n_episodes --first_trial --n_action_steps --memory --max_steps \
 --batch_size --workers --timeout_s --seed --device --runtime --resume

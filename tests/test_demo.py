@@ -19,10 +19,14 @@ def test_the_whole_road(tmp_path):
     assert run(["--toy", "--output_dir", str(output)]) == 0
 
     evaluation = json.loads((output / "eval.json").read_text())
-    assert set(evaluation["arms"]) == {"policy", "no_op", "random", "blind", "swapped_instruction"}
+    assert set(evaluation["arms"]) == {"policy", "no_op", "random", "expert", "blind", "swapped_instruction"}
+    encoders = evaluation["provenance"]["checkpoint"]["encoders"]
+    assert encoders["encoder"]["kind"] == "patch_encoder"
+    assert "trained in stage 'encoder' of this run, 2 steps" in encoders["encoder"]["origin"]
     assert all(set(arm["tasks"]) == set(TASKS) for arm in evaluation["arms"].values())
     imagined = json.loads((output / "imagine.json").read_text())
     assert imagined["feature_error"]["n"] > 0
+    assert set(imagined["encoder_probe"]) == {"end_effector", "object", "object_within_task"}
     latency = json.loads((output / "latency.json").read_text())
     assert latency["parts"].keys() == {"vision_encoder", "vlm", "lawm", "action_context", "denoise_loop"}
     assert latency["total"]["p50_ms"] > 0
@@ -30,6 +34,8 @@ def test_the_whole_road(tmp_path):
     html = (output / "report.html").read_text()
     assert len(html) > 50_000
     assert "denoise loop" in html
+    assert "patch encoder (masked autoencoder)" in html
+    assert "encoder features → object position" in html
     assert (output / "checkpoints/last/pretrained_model/model.safetensors").is_file()
 
     trained, unseen = (LeRobotSource(output / name) for name in ("recordings", "recordings_unseen"))

@@ -235,6 +235,15 @@ def test_a_file_of_states_may_hold_nothing_but_numbers(libero, tmp_path, monkeyp
         initial_states("s", "u")
 
 
+def test_which_tasks_have_an_expert_is_known_without_building_them(env):
+    from wamkit.envs.libero_tasks import goal_of, has_expert
+
+    assert goal_of(env._task.bddl_file) == env._sim_env.parsed_problem["goal_state"]
+    assert has_expert("libero_object_3")
+    assert has_expert("libero_spatial_0")
+    assert not has_expert("libero_goal_0")  # a drawer
+
+
 def test_the_expert_solves_a_trial(env):
     env.reset_trial(0, split="train", render=False)
     success = truncated = False

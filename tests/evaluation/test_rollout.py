@@ -21,11 +21,12 @@ from wamkit.evaluation.arms import (
     SwappedInstructionArm,
 )
 from wamkit.evaluation.episode_video import VideoSettings
-from wamkit.evaluation.rollout import RolloutSettings, rollout
+from wamkit.evaluation.rollout import FORWARD_SIZE, RolloutSettings, rollout
 
 # Worker processes must find the fake world too: they inherit this path.
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_world import FakeFactory
+from micro_policy import micro_policy
 
 TASKS = ("line-a", "line-b")
 
@@ -41,6 +42,7 @@ class NumpyPolicy:
 
     def act_batch(self, observations, *, seeds):
         self.batches.append(len(observations))
+        assert len({observation["task"] for observation in observations}) == 1
         self.seen += observations
         chunks = []
         for observation, seed in zip(observations, seeds, strict=True):
@@ -92,6 +94,59 @@ def test_neither_workers_nor_batch_nor_order_change_a_result(tmp_path):
     other = run(tmp_path / "other", [PolicyArm(NumpyPolicy())], seed=1)
     assert [e["path"][0] for e in other] == [e["path"][0] for e in few if e["arm"] == "policy"]
     assert [e["path"] for e in other] != [e["path"] for e in few if e["arm"] == "policy"]
+
+
+def test_a_policy_always_computes_the_same_shape(tmp_path):
+    for forward_size, batch_size in ((None, 1), (None, 8), (3, 2), (1, 7)):
+        policy = NumpyPolicy()
+        settings = {"forward_size": forward_size, "batch_size": batch_size}
+        run(tmp_path / f"{forward_size}_{batch_size}", [PolicyArm(policy), BlindArm(policy)], n_episodes=3, **settings)
+        assert set(policy.batches) == {forward_size or FORWARD_SIZE}
+    with pytest.raises(EvaluationError, match="batches of at least one"):
+        run(tmp_path / "none", forward_size=-1)
+
+
+def test_another_size_of_the_forward_pass_is_another_evaluation(tmp_path):
+    run(tmp_path, n_episodes=1)
+    settings = RolloutSettings(n_episodes=1, n_action_steps=3, forward_size=2)
+    with pytest.raises(EvaluationError, match="forward_size=4, not 2"):
+        rollout([PolicyArm(NumpyPolicy())], TASKS, FakeFactory(), tmp_path, settings, resume=True)
+
+
+class Kept:
+    """A policy, and the bytes of each chunk that it gave by what it was for."""
+
+    def __init__(self, policy) -> None:
+        self.policy, self.chunks, self.batches = policy, {}, []
+
+    def reset(self):
+        self.policy.reset()
+
+    def act_batch(self, observations, *, seeds):
+        chunks = self.policy.act_batch(observations, seeds=seeds)
+        self.batches.append(len({*seeds}))
+        for observation, seed, chunk in zip(observations, seeds, chunks, strict=True):
+            sight = observation["observation.images.front"].tobytes()
+            assert self.chunks.setdefault((seed, sight), chunk.tobytes()) == chunk.tobytes()
+        return chunks
+
+
+def test_a_lawams_chunks_are_equal_to_the_bit_whoever_acts_together(tmp_path):
+    def evaluated(name, **settings):
+        kept = Kept(micro_policy(10.0, scale=0.01, action_dim=1))
+        values = {"n_episodes": 3, "n_action_steps": 2, "timeout_s": 60, **settings}
+        arms, factory = [PolicyArm(kept), BlindArm(kept)], FakeFactory(max_steps=7)
+        # Instructions of different length: the shorter ones must not be padded to the others'.
+        episodes = rollout(arms, ("line", "line-far-away"), factory, tmp_path / name, RolloutSettings(**values))
+        return kept, without_time(episodes)
+
+    alone, few = evaluated("alone", workers=1, batch_size=1)
+    together, many = evaluated("together", workers=2, batch_size=6)
+    assert set(alone.batches) == {1}
+    assert max(together.batches) > 1
+    assert alone.chunks == together.chunks
+    assert few == many
+    assert len(set(alone.chunks.values())) == len(alone.chunks) > 20
 
 
 def test_what_each_arm_shows_to_the_policy(tmp_path):

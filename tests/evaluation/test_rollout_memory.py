@@ -61,7 +61,8 @@ class RememberingPolicy:
 
 def run(folder, *, batch_size: int, arm=PolicyArm):
     policy = RememberingPolicy()
-    settings = RolloutSettings(n_episodes=4, workers=1, batch_size=batch_size, n_action_steps=5, timeout_s=20)
+    sizes = {"batch_size": batch_size, "forward_size": batch_size if batch_size > 1 else None}
+    settings = RolloutSettings(n_episodes=4, workers=1, n_action_steps=5, timeout_s=20, **sizes)
     episodes = rollout([arm(policy)], "line-a", FakeFactory(), folder, settings)
     return policy, [{key: value for key, value in episode.items() if key != "seconds"} for episode in episodes]
 

@@ -24,7 +24,7 @@ UNSEEN = 1000
 """Added to the seed of the recording that the world model is measured on: other initial states, other noise."""
 N_ACTION_STEPS = 8
 """Half a chunk is executed before the next look."""
-ARMS = "policy,no_op,random,blind,swapped_instruction"
+ARMS = "policy,no_op,random,expert,blind,swapped_instruction"
 RECIPE = "lawam_metaworld"
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from wamkit.inference.monitor_calibration import Calibration
 
 ARMS = ("policy", "no_op", "random", "expert", "blind", "swapped_instruction")
+USUAL_ARMS = ARMS[:-1]
+"""Run where none are named."""
 WATCHED = "policy"
 """The arm that a monitor watches."""
 
@@ -33,10 +35,14 @@ class EvalFlags:
     """Whose initial states: recordings are made on those of train, none of which is one of eval."""
     n_action_steps: int | None = None
     """Actions to execute of each chunk before the next; by default all of it."""
-    arms: str = "policy,no_op,random,blind"
-    """Arms separated by commas: policy, no_op, random, expert, blind, swapped_instruction."""
+    arms: str = ""
+    """Arms separated by commas: policy, no_op, random, expert, blind, swapped_instruction; by default all but the last,
+    and no expert where the simulator has none."""
+    forward_size: int | None = None
+    """Observations in one forward pass, always so many (copies fill it up), which is why batch_size and workers change
+    no result; it may change the rounding. By default 4, and 1 for a policy with a memory."""
     batch_size: int = 8
-    """Most environments that one forward pass serves; changes no result."""
+    """Most episodes under way at once. Changes no result."""
     workers: int | None = None
     """Simulator processes; by default one a core. Changes no result."""
     max_steps: int | None = None
@@ -83,7 +89,7 @@ def evaluate(arguments: EvalArguments) -> str:
             calibration that is not this policy's.
     """
     tasks = task_list(arguments.env.task, arguments.env.type)
-    wanted = names(arguments.eval.arms)
+    wanted, left_out = wanted_arms(arguments.eval.arms, arguments.env.type, tasks)
     for name in wanted:
         if name not in ARMS:
             raise WamkitError(f"no arm {name!r}.{suggest(name, ARMS)}")
@@ -112,6 +118,7 @@ def evaluate(arguments: EvalArguments) -> str:
         split=flags.split,
         first_trial=flags.first_trial,
         n_episodes=flags.n_episodes,
+        forward_size=flags.forward_size,
         workers=flags.workers,
         batch_size=flags.batch_size,
         timeout_s=flags.timeout_s,
@@ -128,12 +135,40 @@ def evaluate(arguments: EvalArguments) -> str:
             progress=progress,
         )
     results = build_eval(episodes, loop.record)
+    if left_out:
+        results["notes"] = [*results.get("notes", ()), left_out]
     said = [*side_by_side(results["arms"]).lines(), *results.get("notes", ())]
     if calibration is not None:
         results["monitor"] = alarm_rates([e for e in episodes if e["arm"] == WATCHED], calibration)
         said += alarm_lines(results["monitor"])
     path = write_eval(arguments.output_dir / "eval.json", results)
     return "\n".join([*said, str(path)])
+
+
+def wanted_arms(named: str, env_type: str, tasks: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """The arms to run.
+
+    Args:
+        named: Separated by commas; empty for the usual ones.
+        env_type: Simulator.
+        tasks: Tasks of the evaluation.
+
+    Returns:
+        Names, and a sentence on what the usual arms lack here; empty where they lack nothing.
+
+    Raises:
+        EnvError: There is no such task, or the simulator that knows is absent.
+    """
+    if wanted := names(named):
+        return wanted, ""
+    from wamkit.envs.registry import has_expert
+
+    without = [task for task in tasks if not has_expert(env_type, task)]
+    if not without:
+        return USUAL_ARMS, ""
+    more = f" and {len(without) - 3} more" if len(without) > 3 else ""
+    left_out = f"No expert was run: {env_type} has none for {', '.join(without[:3])}{more}."
+    return tuple(name for name in USUAL_ARMS if name != "expert"), left_out
 
 
 def _calibration(arguments: EvalArguments, wanted: Sequence[str]) -> Calibration | None:

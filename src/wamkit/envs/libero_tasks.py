@@ -5,6 +5,7 @@ A suite's own name stands for all of its tasks, as in LeRobot's ``--env.task=lib
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,31 @@ def find_task(task: str) -> LiberoTask:
         bddl_file=package_folder() / "bddl_files" / suite / f"{name}.bddl",
         max_steps=SUITES[suite][1],
     )
+
+
+def goal_of(bddl_file: Path) -> list[list[str]]:
+    """A task's goal as LIBERO's own parser gives it, such as ``[["in", "ketchup_1", "basket_1_contain_region"]]``."""
+    _, _, goal = bddl_file.read_text().lower().partition("(:goal")
+    return [condition.split() for condition in re.findall(r"\(([^()]*)\)", goal)]
+
+
+def has_expert(task: str) -> bool:
+    """Whether the scripted expert can try a task: one object into or onto another.
+
+    Args:
+        task: One of ``TASKS``.
+
+    Raises:
+        EnvError: See `find_task`.
+    """
+    from wamkit.envs.libero_expert import expert_for
+
+    goal = goal_of(find_task(task).bddl_file)
+    try:
+        expert_for(goal)
+    except EnvError:
+        return False
+    return True
 
 
 def instruction_of(name: str) -> str:

@@ -62,6 +62,21 @@ def instruction(env_type: str, task: str) -> str:
     return INSTRUCTIONS[task]
 
 
+def has_expert(env_type: str, task: str) -> bool:
+    """Whether the simulator brings an expert that can try a task.
+
+    Raises:
+        EnvError: There is no such environment type or task, or the simulator that knows is absent.
+    """
+    if task not in tasks(env_type):
+        raise EnvError(f"{env_type} has no task {task!r}.{suggest(task, tasks(env_type))}")
+    if env_type == "libero":
+        from wamkit.envs import libero_tasks
+
+        return libero_tasks.has_expert(task)
+    return True  # MetaWorld has a policy for each of its tasks
+
+
 def make_env(
     env_type: str,
     task: str,

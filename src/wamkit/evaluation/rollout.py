@@ -1,10 +1,14 @@
 """Closed-loop evaluation: many environments in worker processes, one batched policy in this one.
 
 An episode is (arm, task, trial). Its initial state depends on (task, trial), the policy's noise on (seed, task, trial,
-number of the replan), an actor's on (seed, task, trial): the number of workers and the size of a batch decide only how
-long it takes. One thing is outside our hands: a matrix product of another batch size may round differently, so a
-policy's chunks agree between batch sizes to about 1e-5 of their scale in float32, not to the bit. A policy that
-computes each sample apart (``batch_size=1`` is one way) gives equal episodes to the bit; the tests show it.
+number of the replan), an actor's on (seed, task, trial). The policy computes in groups of always the same size
+(``forward_size``), all told one instruction; a group that is not full is filled up with copies. So the shapes that it
+computes in depend on nothing but the settings, and a product of matrices of one shape rounds a row in the same way
+whatever stands in the others. How many episodes are under way at once, in how many processes, and which of them happen
+to wait together then decide only how long an evaluation takes: chunks and episodes are equal to the bit. Tests show it
+for a LaWAM on a CPU. Another number of threads, another processor or a GPU may round otherwise, as may another
+``forward_size``, which therefore belongs to a result; so do policies with a memory, whose histories are of different
+length, in groups of more than one, which is why they are computed one by one unless told otherwise.
 
 Finished episodes are appended to a JSON-lines file at once. A stopped evaluation resumes from it.
 """
@@ -24,17 +28,20 @@ import numpy as np
 
 from wamkit.envs.base import Environment, EnvSpec, Split, trial_seed
 from wamkit.evaluation.arms import ActorArm, Arm, EvaluationError, PolicyArm
+from wamkit.evaluation.episode_log import EpisodeLog
 from wamkit.evaluation.episode_memory import EpisodeMemory, act_with_memory, look_every
 from wamkit.evaluation.episode_video import VideoSettings
 from wamkit.evaluation.workers import EnvFactory, Job, WorkerProcess
 
 Progress = Callable[..., None]
 """``progress(done, total, note="")``."""
+FORWARD_SIZE = 4
+"""Of the usual eight episodes under way, half are simulated while the policy acts for the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutSettings:
-    """How episodes are run. The first five belong to a result; the others change only its speed."""
+    """How episodes are run. The first six belong to a result; the others change only its speed."""
 
     n_action_steps: int | None = None
     """Actions executed of each chunk before the next observation; None for the whole chunk."""
@@ -46,10 +53,13 @@ class RolloutSettings:
     """Trials are first_trial, first_trial + 1, ..."""
     n_episodes: int = 20
     """Trials of each task."""
+    forward_size: int | None = None
+    """Observations in one call of the policy, always exactly so many; None: ``FORWARD_SIZE``, and 1 for a policy with a
+    memory, whose groups are never filled up."""
     workers: int | None = None
     """Simulator processes; None for one a core."""
     batch_size: int = 8
-    """Most episodes under way at once, and samples in one call of the policy."""
+    """Most episodes under way at once."""
     timeout_s: float = 60.0
     """A simulator that says nothing for so long while it has work is killed and its episodes are run again."""
     startup_s: float = 300.0
@@ -80,7 +90,7 @@ class _Episode:
 
 @dataclass
 class _Request:
-    """A slot that waits for a chunk."""
+    """A slot that waits for a chunk; what its policy is shown is prepared by its arm."""
 
     worker: WorkerProcess
     slot: int
@@ -130,8 +140,8 @@ def rollout(
     for what, values in (("arm", [arm.name for arm in arms]), ("task", list(names))):
         if not values or len(set(values)) != len(values):
             raise EvaluationError(f"Name each {what} once, and at least one; got {', '.join(values) or 'none'}.")
-    if settings.n_episodes < 1 or settings.batch_size < 1:
-        raise EvaluationError("An evaluation has at least one episode for each task and a batch of at least one.")
+    if settings.n_episodes < 1 or settings.batch_size < 1 or (settings.forward_size or 1) < 1:
+        raise EvaluationError("An evaluation has at least one episode for each task and batches of at least one.")
     env = make(names[0])
     spec = env.description
     env.close()
@@ -139,7 +149,7 @@ def rollout(
     episodes = [
         _Episode(arm, task, trial, position) for arm in arms for task in names for position, trial in enumerate(trials)
     ]
-    log = _Log(Path(output_dir), _fingerprint(arms, spec, make, settings), resume)
+    log = EpisodeLog(Path(output_dir), _fingerprint(arms, spec, make, settings), resume)
     todo = [episode for episode in episodes if episode.key not in log.done]
     if todo:
         _Evaluation(make, spec, log, settings, videos, progress, len(episodes)).run(todo)
@@ -157,57 +167,11 @@ def _fingerprint(arms: Sequence[Arm], spec: EnvSpec, make: Any, settings: Rollou
         "versions": dict(spec.versions),
         "n_action_steps": settings.n_action_steps,
         "seed": settings.seed,
+        "forward_size": settings.forward_size or FORWARD_SIZE,
         "split": settings.split,
         "arms": {arm.name: getattr(arm, "identity", "") for arm in arms},
     }
     return json.loads(json.dumps(same))
-
-
-class _Log:
-    """Finished episodes on disk, one JSON object a line; the first line says under which settings."""
-
-    def __init__(self, output_dir: Path, fingerprint: dict[str, Any], resume: bool) -> None:
-        self.output_dir, self.path = output_dir, output_dir / "episodes.jsonl"
-        self.done: dict[tuple[str, str, int], dict[str, Any]] = {}
-        output_dir.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and not resume:
-            raise EvaluationError(f"{self.path} exists: resume that evaluation, or choose another output folder.")
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]  # a kill can cut the last one
-        if not whole:
-            self._rewrite([json.dumps(fingerprint) + "\n"])
-            return
-        before = json.loads(whole[0])
-        self._refuse_other(before, fingerprint)
-        self._rewrite(
-            [json.dumps({**fingerprint, "arms": {**before["arms"], **fingerprint["arms"]}}) + "\n", *whole[1:]]
-        )
-        for line in whole[1:]:
-            episode = json.loads(line)
-            self.done[episode["arm"], episode["task"], episode["trial"]] = episode
-
-    def _refuse_other(self, before: dict[str, Any], now: dict[str, Any]) -> None:
-        pairs = [(key, before.get(key), value) for key, value in now.items() if key != "arms"]
-        pairs += [
-            (f"arm {name}", before["arms"][name], now["arms"][name])
-            for name in before["arms"].keys() & now["arms"].keys()
-        ]
-        for name, old, new in pairs:
-            if old != new:
-                raise EvaluationError(
-                    f"{self.path} was begun with {name}={old!r}, not {new!r}: "
-                    "resume with the same settings, or choose another output folder."
-                )
-
-    def _rewrite(self, lines: list[str]) -> None:
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text("".join(lines))
-        os.replace(temporary, self.path)
-
-    def append(self, episode: dict[str, Any]) -> None:
-        self.done[episode["arm"], episode["task"], episode["trial"]] = episode
-        with self.path.open("a") as file:
-            file.write(json.dumps(episode) + "\n")
 
 
 class _Evaluation:
@@ -217,7 +181,7 @@ class _Evaluation:
         self,
         make: Callable[[str], Environment],
         spec: EnvSpec,
-        log: _Log,
+        log: EpisodeLog,
         settings: RolloutSettings,
         videos: VideoSettings | None,
         progress: Progress | None,
@@ -244,8 +208,8 @@ class _Evaluation:
             while self.queue or any(worker.jobs for worker in self.workers):
                 self._hand_out()
                 self._listen()
-                if self.waiting:
-                    self._act()
+                for group in self._groups():
+                    self._act(group)
         except BaseException:
             for worker in self.workers:
                 worker.kill()
@@ -288,7 +252,7 @@ class _Evaluation:
 
     def _listen(self) -> None:
         """Take every message that is there; wait for one only where the policy has nothing to do."""
-        wait_s = 0.0 if self.waiting else max(0.0, min(1.0, *(worker.silence_left_s for worker in self.workers)))
+        wait_s = 0.0 if self._groups() else max(0.0, min(1.0, *(worker.silence_left_s for worker in self.workers)))
         pipes: dict[Any, WorkerProcess] = {worker.pipe: worker for worker in self.workers}
         ready = multiprocessing.connection.wait(list(pipes), timeout=wait_s)
         while ready:
@@ -324,8 +288,11 @@ class _Evaluation:
             # Copied: the worker writes here again while the policy's call is still being prepared.
             for camera, picture in worker.pictures[slot].items():
                 content[f"observation.images.{camera}"] = picture.copy()
-        seen = content.pop("observed", [])
-        self.waiting.append(_Request(worker, slot, episode, arm, content, seen))
+        *before, now = (
+            arm.prepare(each, episode.task, episode.trial, self.spec)
+            for each in (*content.pop("observed", ()), content)
+        )
+        self.waiting.append(_Request(worker, slot, episode, arm, now, before))
 
     def _finish(self, episode: _Episode, result: dict[str, Any]) -> None:
         arm, task, trial = episode.key
@@ -365,34 +332,51 @@ class _Evaluation:
     def _named(episode: _Episode) -> str:
         return f"{episode.arm.name} on {episode.task}, trial {episode.trial}"
 
-    def _act(self) -> None:
-        """One batched call of the policy that has waited longest."""
-        policy = self.waiting[0].arm.policy
-        batch = [request for request in self.waiting if request.arm.policy is policy][: self.settings.batch_size]
+    def _groups(self) -> list[list[_Request]]:
+        """What the policies can be asked now: full groups, or, where nobody else can join them, those that there are.
+
+        A group is of one policy and one instruction: how long the others' instructions are must not matter either.
+        """
+        waiting: dict[tuple[int, str], list[_Request]] = {}
+        for request in self.waiting:
+            told = str(request.observation.get("task", ""))
+            waiting.setdefault((id(request.arm.policy), told), []).append(request)
+        full = []
+        for group in waiting.values():
+            size = self._forward_size(group[0].arm.policy)
+            full += [group[first : first + size] for first in range(0, len(group) - size + 1, size)]
+        under_way = sum(len(worker.jobs) for worker in self.workers)
+        return full if full or under_way > len(self.waiting) else list(waiting.values())
+
+    def _forward_size(self, policy: Any) -> int:
+        return self.settings.forward_size or (1 if getattr(policy, "remembers", False) else FORWARD_SIZE)
+
+    def _act(self, batch: list[_Request]) -> None:
+        """One call of a policy, for a group that is filled up with copies of its first member."""
+        policy = batch[0].arm.policy
         chosen = {id(request) for request in batch}
         self.waiting = deque(request for request in self.waiting if id(request) not in chosen)
-        observations, seen, seeds = [], [], []
-        for request in batch:
-            episode = request.episode
-            *before, now = (
-                request.arm.prepare(each, episode.task, episode.trial, self.spec)
-                for each in (*request.observed, request.observation)
-            )
-            observations.append(now)
-            seen.append(before)
+        seeds = []
+        for episode in (request.episode for request in batch):
             seeds.append(trial_seed("policy", self.settings.seed, episode.task, episode.trial, episode.replans) >> 1)
             episode.replans += 1
+        observations = [request.observation for request in batch]
+        if not getattr(policy, "remembers", False):
+            copies = self._forward_size(policy) - len(batch)
+            observations, seeds = observations + copies * observations[:1], seeds + copies * seeds[:1]
         memories = [request.episode.memory for request in batch]
+        seen = [request.observed for request in batch]
         chunks = act_with_memory(
             policy, memories, seen, lambda: np.asarray(policy.act_batch(observations, seeds=seeds))
         )
         actions = len(self.spec.action_names)
-        if chunks.ndim != 3 or chunks.shape[0] != len(batch) or chunks.shape[2] != actions or not chunks.shape[1]:
+        count = len(observations)
+        if chunks.ndim != 3 or chunks.shape[0] != count or chunks.shape[2] != actions or not chunks.shape[1]:
             raise EvaluationError(
-                f"The policy gave the shape {chunks.shape} for {len(batch)} observations; "
-                f"{self.spec.name} takes [{len(batch)}, K, {actions}]: evaluate it where it was trained."
+                f"The policy gave the shape {chunks.shape} for {count} observations; "
+                f"{self.spec.name} takes [{count}, K, {actions}]: evaluate it where it was trained."
             )
-        for sample, (request, chunk) in enumerate(zip(batch, chunks, strict=True)):
+        for sample, (request, chunk) in enumerate(zip(batch, chunks[: len(batch)], strict=True)):
             steps = request.arm.n_action_steps or self.settings.n_action_steps or len(chunk)
             if not 1 <= steps <= len(chunk):
                 raise EvaluationError(f"Cannot execute {steps} actions of a chunk of {len(chunk)}.")
