@@ -71,6 +71,13 @@ def test_brightness_stays_within_its_factor():
     assert 110 < max(values) <= 120
 
 
+def test_training_in_half_precision_draws_the_same():
+    frames = pictures(3, 2)
+    plain = Augmentation().apply(frames, drawn(1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(Augmentation().apply(frames, drawn(1)), plain)
+
+
 def test_repr_names_everything_for_the_feature_store():
     assert repr(Augmentation()) == repr(Augmentation())
     assert repr(Augmentation()) != repr(Augmentation(hue=0.03))
