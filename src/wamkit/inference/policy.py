@@ -340,7 +340,14 @@ class Policy:
         embodiment: str | None = None,
         **options: Any,
     ) -> Future:
-        """What the model expects to see, under its own intention or the given physical actions [B, K, A]."""
+        """What the model expects to see, under its own intention or the given physical actions [B, K, A].
+
+        Args:
+            observation: See `act`.
+            actions: For models that are driven by robot actions (RepWAM); others refuse them.
+            embodiment: See `act`.
+            **options: The model's own, such as LaWAM's ``latent_actions`` [B, T, Q, Z]: it imagines under these.
+        """
         observations = [observation] if isinstance(observation, Mapping) else list(observation)
         batch = self.observation(observations, embodiment=embodiment)
         given = None
