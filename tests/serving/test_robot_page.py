@@ -14,13 +14,14 @@ def test_its_recipe_fits_together(repository):
     blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     namespace: dict = {}
     exec(compile(next(block for block in blocks if "def my_arm" in block), "docs/on_a_robot.md", "exec"), namespace)
-    config = namespace["config"]
-    assert config.model_config.cameras == ("front", "wrist")
-    assert [stage.name for stage in config.stages] == ["encoder", "latent_action", "policy"]
-    for stage in config.stages:
-        assert stage.window.cameras == ("front", "wrist")
-        assert stage.window.frame_offsets_s in ((0.0,), (0.0, 0.8))
-    assert (config.stages[-1].window.chunk_s, config.stages[-1].window.action_count(30.0)) == (0.8, 24)
+    for config, own in ((namespace["config"], []), (namespace["my_arm"]("small"), ["encoder"])):
+        assert config.model_config.cameras == ("front", "wrist")
+        assert [stage.name for stage in config.stages] == [*own, "latent_action", "policy"]
+        *before, policy = (stage.window for stage in config.stages)
+        assert all(window.cameras == ("front",) for window in before)  # what the world model sees
+        assert policy.cameras == ("front", "wrist")
+        assert all(window.frame_offsets_s in ((0.0,), (0.0, 0.8)) for window in (*before, policy))
+        assert (policy.chunk_s, policy.action_count(30.0)) == (0.8, 24)
     for block in blocks:  # the others need a robot, but are Python
         compile(block, "docs/on_a_robot.md", "exec")
 
