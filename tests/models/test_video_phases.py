@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from micro_video import FAST, fast, light
 from micro_weights import seeded
 
+from wamkit.evaluation.latency_policy import observation_ring, unit_terms
+from wamkit.inference.monitor import imagined_of, imagined_with
+from wamkit.inference.policy import Policy
 from wamkit.inference.runtime import Runtime, RuntimeSettings
 from wamkit.inference.runtime_record import LINEAR
 from wamkit.models.fast_wam import FastWAM
@@ -87,6 +91,20 @@ def test_the_video_that_was_imagined_comes_with_the_chunk(model, runtime, monkey
     assert model.config.imagine_steps == FEW_STEPS.denoise_steps
     torch.testing.assert_close(pictures.values, plain.values, rtol=0.0, atol=1e-4)
     assert (plain.values - plain.present.unsqueeze(1)).abs().max() > 1e-2
+
+
+def test_a_monitor_sees_the_pictures_of_what_came_with_the_chunk(monkeypatch):
+    """From LeRobot's keys on: those that `imagine` gives, of one pass of imagination."""
+    model = of_mode("idm")
+    policy = Policy(model, *unit_terms(model), precision="fp32")
+    (observation,) = observation_ring(policy, 1)
+    (expected,) = imagined_of(policy.imagine(observation))
+    imagine_after, passes = model.imagined_after, []
+    monkeypatch.setattr(model, "imagined_after", lambda *given: passes.append(1) or imagine_after(*given))
+    (seen,) = imagined_with(policy, policy.act(observation, seeds=[0]), [observation])
+    assert len(passes) == 1
+    for field in ("values", "present", "times"):
+        np.testing.assert_allclose(getattr(seen, field), getattr(expected, field), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["light", "uncond"])
