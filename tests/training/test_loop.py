@@ -148,6 +148,21 @@ def test_weights_of_another_shape_are_refused(tmp_path):
         run(toy_config(tmp_path / "c", policy=StartingPolicy(path=str(tmp_path))))
 
 
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    """By what it says it is, before its weights are looked at: two models may have weights of the same names."""
+    run(toy_config(tmp_path / "a", selected_stages=("world",)))
+    policy = tmp_path / "a" / "checkpoints" / "last" / "pretrained_model"
+    described = json.loads((policy / "config.json").read_text())
+    (policy / "config.json").write_text(json.dumps(described | {"type": "light_wam"}))
+    start = StartingPolicy(path=str(policy))
+    with pytest.raises(ResumeError, match="holds a 'light_wam', this run trains a 'toy'; choose another checkpoint"):
+        run(toy_config(tmp_path / "b", policy=start))
+    (policy / "config.json").write_text("{")
+    with pytest.raises(ResumeError, match="config.json cannot be read"):
+        run(toy_config(tmp_path / "b", policy=start))
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_second_run_in_the_same_place_is_refused(output_dir):
     run(toy_config(output_dir))
     with pytest.raises(TrainingError, match=r"already holds a run.*--resume"):

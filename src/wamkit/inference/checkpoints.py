@@ -24,14 +24,19 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Model name, model config and the rest (``stage``, ``contract``) of a checkpoint's ``config.json``.
 
     Raises:
-        PolicyError: there is no checkpoint in the folder.
+        PolicyError: there is no checkpoint in the folder, or one whose ``config.json`` cannot be read.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise PolicyError(
             f"{folder} is no checkpoint: it has no config.json; name a folder such as RUN/checkpoints/last"
         )
-    values = json.loads(path.read_text())
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise PolicyError(f"{path} cannot be read ({error}); copy the checkpoint again, or name another") from error
+    if not isinstance(values, dict):
+        raise PolicyError(f"{path} is no checkpoint's: it holds no JSON object; name another checkpoint")
     name = values.pop("type", None)
     if name is None:
         raise PolicyError(f"{path} does not say which model it is ('type' is missing)")
