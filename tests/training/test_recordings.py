@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from micro_lawam import LAWAM
 from safetensors.torch import load_file
+from toy_training import train_until_step
 
 from wamkit.data.embodiments import MAX_EMBODIMENTS
 from wamkit.data.normalize import ACTION, Normalizer
@@ -139,14 +141,17 @@ def test_recordings_with_an_instruction_that_cannot_be_read_are_refused_before_a
     assert not (tmp_path / "run" / "cache").exists()
 
 
-def test_an_interrupted_stage_on_recordings_resumes_exactly(run, root, tmp_path):
-    whole = config(root, tmp_path / "run")
-    train(whole)
+def test_a_killed_run_on_recordings_resumes_exactly(processes, run, root, tmp_path):
+    """In the middle of the last stage: its third step was done and not saved, dropout and the average are at work."""
+    whole = config(root, tmp_path / "run", save_every=2)
+    process = processes.Process(target=train_until_step, args=(whole, 11))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
     link = tmp_path / "run" / "checkpoints" / "last"
-    assert link.resolve().name == "000012"
-    link.unlink()
-    link.symlink_to("000011")
+    assert link.resolve().name == "000010"
     train(dataclasses.replace(whole, resume=True, workers=0))
+    assert link.resolve().name == "000012"
     one, two = load_file(run / "model.safetensors"), load_file(link / "pretrained_model" / "model.safetensors")
     assert all(torch.equal(one[name], two[name]) for name in one)
 
