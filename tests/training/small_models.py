@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from micro_causal import lingbot, repwam
+from micro_causal import LINGBOT, REPWAM, lingbot, repwam
 from micro_lawam import lawam
-from micro_video import fast, light
+from micro_video import VIDEO, fast, light
 from toy_training import ToyLoader, ToyNormalizer
 
 from wamkit.data.windows import WindowSpec
@@ -22,22 +22,37 @@ from wamkit.training.config import StageConfig, TrainConfig
 from wamkit.training.stages import StageData
 from wamkit.types import Window
 
-MAKERS = {"lawam": lawam, "fast_wam": fast, "light_wam": light, "repwam": repwam, "lingbot_va": lingbot}
-STAGES = {
-    "lawam": ("latent_action", "policy"),
-    "fast_wam": ("policy",),
-    "light_wam": ("policy",),
-    "repwam": ("adapt",),
-    "lingbot_va": ("adapt",),
+# As few blocks as there can be: two processes that share a model speak to each other at every one of them.
+MAKERS = {
+    "lawam": lawam,
+    "fast_wam": lambda: fast(video=replace(VIDEO, layers=1)),
+    "light_wam": lambda: light(video=replace(VIDEO, layers=2)),
+    "repwam": lambda: repwam(video=replace(REPWAM.video, layers=1)),
+    "lingbot_va": lambda: lingbot(video=replace(LINGBOT.video, layers=1)),
 }
-STEPS = 2
+STEPS = {
+    "lawam": {"latent_action": 2, "policy": 2},
+    "fast_wam": {"policy": 1},
+    "light_wam": {"policy": 1},
+    "repwam": {"adapt": 1},
+    "lingbot_va": {"adapt": 1},
+}
+"""Of each model's stages."""
 
 
 def small_config(name: str, output_dir: Path, strategy: Any = "ddp") -> TrainConfig:
     # With AdamW's usual eps a weight whose gradient is all but zero moves by the sign of a rounding error.
     stages = tuple(
-        StageConfig(name=stage, window=WindowSpec(), steps=STEPS, batch_size=4, learning_rate=1e-3, eps=1e-4)
-        for stage in STAGES[name]
+        StageConfig(
+            name=stage,
+            window=WindowSpec(),
+            steps=steps,
+            batch_size=4,
+            learning_rate=1e-3,
+            eps=1e-4,
+            schedule="constant",
+        )
+        for stage, steps in STEPS[name].items()
     )
     return TrainConfig(
         name=name,
@@ -75,7 +90,14 @@ def same_draws_for_every_sample() -> Iterator[None]:
 
         return drawn
 
-    with patch.object(torch, "rand", even(torch.rand)), patch.object(torch, "randn", even(torch.randn)):
+    whole = torch.randint
+
+    def length(low: int, high: int, size: tuple[()], generator: torch.Generator | None = None, **rest: Any) -> Any:
+        assert size == ()  # one for the batch: how long its chunks are
+        return whole(low, high, size, generator=torch.Generator().manual_seed(0), **rest)
+
+    draws = {"rand": even(torch.rand), "randn": even(torch.randn), "randint": length}
+    with patch.multiple(torch, **draws):
         yield
 
 

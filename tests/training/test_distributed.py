@@ -1,20 +1,21 @@
 """Two processes train to what one process trains to, under DDP and under FSDP2.
 
-Stated tolerance: in fp32, after 20 steps of a toy and after 2 steps of every real model (of each of LaWAM's stages),
-weights agree to 1e-4 (relative) or 1e-5 (absolute). They are not equal to the bit: sums over the batch are added up in
-another order.
+Stated tolerance: in fp32, after 20 steps of a toy, after 2 of each of LaWAM's stages and after 1 of every other model's
+policy, weights agree to 1e-4 (relative) or 1e-5 (absolute). They are not equal to the bit: sums over the batch are
+added up in another order.
 """
 
 from __future__ import annotations
 
 import shutil
 import socket
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import STAGES, STEPS, small_config, small_data, small_model
+from small_models import STEPS, small_config, small_data, small_model
 from toy_training import quiet_config, toy_data, toy_model, train_as_rank
 
 from wamkit.training.errors import TrainingError
@@ -88,16 +89,16 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, together, tmp_pat
     _assert_alike(alone, begun, 20)
 
 
-@pytest.mark.parametrize("name", list(STAGES))
+@pytest.mark.parametrize("name", list(STEPS))
 def test_every_model_trains_sharded_as_it_trains_whole(sharded, name, tmp_path):
     whole = tmp_path / "run"
     train(small_config(name, whole), build_model=small_model, build_data=small_data)
-    for stage in range(len(STAGES[name])):
-        _assert_alike(whole, sharded / name, (stage + 1) * STEPS)
+    for step in accumulate(STEPS[name].values()):  # where each stage ends
+        _assert_alike(whole, sharded / name, step)
     start = small_model(small_config(name, whole)).state_dict()
     trained = load_file(whole / "checkpoints" / "last" / "pretrained_model" / "model.safetensors")
     # Far more than the tolerance: what is compared has moved.
-    assert sum(bool(((trained[key] - start[key]).abs() > 1e-3).any()) for key in trained) > 20
+    assert sum(bool(((trained[key] - start[key]).abs() > 1e-4).any()) for key in trained) > 20
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused():
