@@ -181,3 +181,35 @@ def test_an_answer_from_before_a_reset_is_never_executed():
 def test_a_rate_is_positive():
     with pytest.raises(ExecutionError, match="above 0 Hz"):
         ControlLoop(Source(), Synchronous(HOLD, 4), rate_hz=0.0)
+
+
+class Late(Blocking):
+    """The answer is there so many control periods after the question."""
+
+    def __init__(self, periods: int) -> None:
+        super().__init__()
+        self.periods, self.left = periods, 0
+
+    def begin(self, job) -> None:
+        super().begin(job)
+        self.left = self.periods + 1
+
+    def finished(self):
+        self.left -= 1
+        return None if self.left > 0 else super().finished()
+
+
+def test_a_source_that_knows_whole_frames_is_asked_at_whole_frames():
+    """The robot holds for the first answer, and the executor would then ask in the middle of a frame."""
+    source = Source()
+    source.look_interval_s = 0.4
+    loop = ControlLoop(source, Asynchronous(HOLD, 4), rate_hz=RATE, thinking=Late(3))
+    loop.reset()
+    for _ in range(20):
+        loop.act(look())
+    told = [entry[1] for entry in source.told if entry[0] == "executed"]
+    assert [len(actions) for actions in told] == [8, 4, 4]
+    assert told[0][:3] == [-1.0] * 3
+    assert loop.executor.counts.held == 3
+    with pytest.raises(ExecutionError, match="every 4 actions and the executor asks after 3: .* a multiple of 4"):
+        ControlLoop(source, Asynchronous(HOLD, 3), rate_hz=RATE)

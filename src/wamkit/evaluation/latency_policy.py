@@ -38,8 +38,9 @@ def untrained_policy(name: str, preset: Any, *, device: str = "cpu", precision: 
         model = registry.build(name, config).eval()
     text = getattr(model, "text", None)
     if isinstance(text, UMT5Text) and text.settings.weights is not None:
-        features = torch.randn(text.settings.max_tokens, text.settings.width)
-        text._known[text.settings.prompt.format(task=INSTRUCTION)] = features
+        for task in (INSTRUCTION, ""):  # the empty one is guidance's
+            features = torch.randn(text.settings.max_tokens, text.settings.width)
+            text._known[text.settings.prompt.format(task=task)] = features
     return Policy(model.to(device), *unit_terms(model), stage="untrained", precision=precision)
 
 
