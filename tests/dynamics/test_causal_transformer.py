@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from micro_causal import REPWAM, repwam
@@ -48,6 +50,16 @@ def sequences(drawn, length: int, forward: bool) -> Sequences:
         forward=torch.tensor([forward] * 2),
         chunk_length=length,
     )
+
+
+def test_actions_that_are_not_told_are_read_by_nobody(drawn):
+    transformer = repwam(forward_share=0.0).eval().transformer
+    batch = replace(sequences(drawn, 1, False), actions_told=torch.tensor([True, False]))
+    with torch.no_grad():
+        made, other = transformer(batch), transformer(replace(batch, actions=batch.actions + 1.0))
+    for one, two in zip(made, other, strict=True):
+        assert torch.equal(one[1], two[1])
+        assert not torch.allclose(one[0], two[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("order", ["beside_video", "after_video"])

@@ -53,6 +53,19 @@ def test_later_frames_reach_no_action(model):
     assert not torch.equal(original, other)
 
 
+def test_dropped_actions_reach_neither_frames_nor_policy():
+    """With all of them dropped, what was done before changes no prediction of the policy or of the frames."""
+    model = repwam(action_dropout=1.0, forward_share=0.0, max_chunk_frames=1).train()
+    window = model.fake_sequence(3)
+    done = replace(window, actions=window.actions.clone())
+    done.actions[:, :4] += 1.0
+    one, two = (model.loss(w, "adapt", seeded()) for w in (window, done))
+    assert torch.equal(one.terms["video"].value, two.terms["video"].value)
+    told = repwam(forward_share=0.0, max_chunk_frames=1).train()
+    one, two = (told.loss(w, "adapt", seeded()) for w in (window, done))
+    assert not torch.equal(one.terms["video"].value, two.terms["video"].value)
+
+
 def test_losses_of_windows_without_actions_and_past_the_end(model):
     window = model.fake_sequence(2)
     free = replace(window, action_valid=torch.zeros_like(window.action_valid))

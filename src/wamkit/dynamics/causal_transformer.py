@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -86,6 +86,8 @@ class Sequences:
     forward: Bool[Tensor, "B"]
     """Samples whose frames are predicted under the given actions."""
     chunk_length: int
+    actions_told: Bool[Tensor, "B"] | None = None
+    """Samples whose clean actions may be read at all; None: of every sample."""
 
 
 class Velocities(NamedTuple):
@@ -132,6 +134,11 @@ class CausalTransformer(nn.Module):
         attention: What computes training's attention.
     """
 
+    actions: Any
+    """`ActionTokens`, and a module; no type says both."""
+    order: Order
+    attention: AttentionKind
+
     def __init__(
         self, video: VideoDiT, actions: nn.Module, *, window: int, order: Order, attention: AttentionKind = "sdpa"
     ) -> None:
@@ -171,7 +178,10 @@ class CausalTransformer(nn.Module):
 
         layout = teacher_forcing(future, batch.chunk_length, rows * columns, slots, device)
         seen_frames = torch.cat([batch.frame_valid, batch.frame_valid[:, 1:]], dim=1)
-        seen_actions = batch.action_valid.flatten(1).repeat(1, 3)
+        told = batch.action_valid
+        if batch.actions_told is not None:
+            told = told & batch.actions_told[:, None, None]
+        seen_actions = torch.cat([told, batch.action_valid, batch.action_valid], dim=1).flatten(1)
         readable = torch.cat([seen_frames.repeat_interleave(rows * columns, dim=1), seen_actions], dim=1)
         mask = causal_attention(self.attention, layout, batch.forward, readable, window=self.window, order=self.order)
         blocks = [video.blocks, actions.blocks_beside(video)]
@@ -342,4 +352,4 @@ class CausalTransformer(nn.Module):
 
     @property
     def _tokens(self) -> ActionTokens:
-        return self.actions  # pyright: ignore[reportReturnType]
+        return self.actions

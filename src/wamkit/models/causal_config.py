@@ -71,6 +71,8 @@ class CausalModelConfig:
 
     text_dropout: float = 0.1
     """How often a training sequence has no instruction."""
+    action_dropout: float = 0.0
+    """How often a training sequence's past holds frames alone, as it does where video is imagined without actions."""
     noisy_history: float = 0.0
     """How often the history's latents are noisy in training."""
     noisy_history_level: float = 0.5

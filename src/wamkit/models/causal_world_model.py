@@ -31,7 +31,7 @@ from wamkit.models.base import StageError
 from wamkit.models.causal_config import CausalModelConfig, CausalModelError, video_tokenizer
 from wamkit.models.causal_imagining import CausalImagining
 from wamkit.models.causal_sampler import Groups
-from wamkit.models.chunk import padded
+from wamkit.models.chunk import action_targets
 from wamkit.models.fake_window import fake_robot_window
 from wamkit.models.phases import ActPhases
 from wamkit.types import Losses, LossTerm, Window
@@ -174,8 +174,7 @@ class CausalWorldModel(CausalImagining):
         # A video without actions may have any rate: its groups stay empty.
         acts = window.action_valid.flatten(1).any(dim=1)
         steps = self.steps_of(torch.where(acts, window.rate_hz, 1.0 / config.frame_s))
-        clean = padded(torch.where(window.action_valid, window.actions, 0.0), self.action_width)
-        counts = padded(window.action_valid, self.action_width) & (window.embodiment != 0)[:, None, None]
+        clean, counts = action_targets(window, self.action_width)
         if bool(acts.any()) and clean.shape[1] < frames * int(steps.max()):
             raise StageError(
                 f"the windows hold {clean.shape[1]} actions for {frames} latent frames of {config.frame_s:g} s, which"
@@ -242,6 +241,9 @@ class CausalWorldModel(CausalImagining):
         history, history_level = self._history(latents, draw, normal)
         told = draw(batch) >= config.text_dropout
         tasks = [task if said else "" for task, said in zip(window.task, told.tolist(), strict=True)]
+        forward = draw(batch) < config.forward_share
+        # Frames that are predicted under actions have to read them.
+        actions_told = (draw(batch) >= config.action_dropout) | forward if config.action_dropout > 0 else None
         video, policy, inverse = self.transformer(
             Sequences(
                 clean=history,
@@ -256,8 +258,9 @@ class CausalWorldModel(CausalImagining):
                 action_steps=actions.steps,
                 words=self.text(tasks, device),
                 words_valid=None,
-                forward=draw(batch) < config.forward_share,
+                forward=forward,
                 chunk_length=length,
+                actions_told=actions_told,
             )
         )
         squared = (video.float() - flow_matching.velocity_to_noise(future, noise).float()).square()

@@ -112,6 +112,7 @@ def _metaworld(*, training_frames: int) -> dict[str, Any]:
         actions_per_frame=8,
         training_frames=training_frames,
         window=training_frames // 2,
+        action_dropout=0.2,
         video_steps=3,
         video_until=0.4,
     )

@@ -129,6 +129,7 @@ def _metaworld(*, training_frames: int, window: int) -> dict[str, Any]:
         actions_per_frame=8,
         training_frames=training_frames,
         window=window,
+        action_dropout=0.2,
         # At this size frames imagined in few steps are a worse guide than none (an estimate, not measured).
         mode="action_only",
     )
