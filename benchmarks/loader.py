@@ -6,7 +6,7 @@ ratio is the median over neighbouring blocks. Before any timing the two must ret
 for the same windows. Building the frame store, which this library does once, is timed apart and counted in the ratio
 of the first epoch.
 
-    python benchmarks/loader.py [--root DATASET] [--seconds 4] [--json]
+    python benchmarks/loader.py [--root DATASET] [--seconds 4] [--toy] [--json]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from wamkit.data.mixture import Mixture
 from wamkit.data.windows import MixtureEntry, WindowSpec
 from wamkit.evaluation.provenance import collect
 
-BATCH, WORKERS, ACTIONS, LATER_S = 32, 2, 16, 0.2
+BATCH, TOY_BATCH, WORKERS, ACTIONS, LATER_S = 32, 2, 2, 16, 0.2
 WARM_UP = 6  # batches before the clock starts: more than either side reads ahead
 
 
@@ -56,27 +56,27 @@ def lerobot_dataset(source: LeRobotSource, backend: str) -> Any:
     )
 
 
-def lerobot_loader(dataset: Any, rows: np.ndarray) -> Iterator[Any]:
+def lerobot_loader(dataset: Any, rows: np.ndarray, batch: int) -> Iterator[Any]:
     """Its own data set under torch's DataLoader, in our order of windows."""
     order = list(itertools.islice(itertools.cycle(rows.tolist()), 10**6))
-    loader = torch.utils.data.DataLoader(dataset, BATCH, sampler=order, num_workers=WORKERS, drop_last=True)
+    loader = torch.utils.data.DataLoader(dataset, batch, sampler=order, num_workers=WORKERS, drop_last=True)
     return iter(loader)
 
 
 class DrawsOfBatches(torch.utils.data.Dataset):
     """Our mixture as a map-style data set of whole batches, for DataLoader's processes."""
 
-    def __init__(self, mixture: Mixture):
-        self.mixture = mixture
+    def __init__(self, mixture: Mixture, size: int):
+        self.mixture, self.size = mixture, size
 
     def __len__(self) -> int:
         return 10**6
 
     def __getitem__(self, batch: int) -> Any:
-        return vars(self.mixture.window(np.arange(batch * BATCH, (batch + 1) * BATCH)))
+        return vars(self.mixture.window(np.arange(batch * self.size, (batch + 1) * self.size)))
 
 
-def windows_per_second(batches: Iterable[Any], seconds: float) -> float:
+def windows_per_second(batches: Iterable[Any], seconds: float, batch: int) -> float:
     iterator = iter(batches)
     for _ in range(WARM_UP):
         next(iterator)
@@ -84,12 +84,12 @@ def windows_per_second(batches: Iterable[Any], seconds: float) -> float:
     while (elapsed := time.perf_counter() - start) < seconds or count < 8:
         next(iterator)
         count += 1
-    return count * BATCH / elapsed
+    return count * batch / elapsed
 
 
-def ours(mixture: Mixture, seconds: float, workers: int = WORKERS) -> float:
-    with WindowLoader(mixture, BATCH, workers=workers) as loader:
-        return windows_per_second(loader, seconds)
+def ours(mixture: Mixture, seconds: float, batch: int, workers: int = WORKERS) -> float:
+    with WindowLoader(mixture, batch, workers=workers) as loader:
+        return windows_per_second(loader, seconds, batch)
 
 
 def difference(mixture: Mixture, dataset: Any, rows: np.ndarray, windows: int = 64) -> dict[str, float]:
@@ -112,7 +112,7 @@ def difference(mixture: Mixture, dataset: Any, rows: np.ndarray, windows: int = 
     return worst
 
 
-def measure(root: Path, cache: Path, seconds: float) -> dict[str, Any]:
+def measure(root: Path, cache: Path, seconds: float, batch: int = BATCH) -> dict[str, Any]:
     source = LeRobotSource(root)
     start = time.perf_counter()
     resolution = source.resolution(source.cameras[0])
@@ -125,19 +125,21 @@ def measure(root: Path, cache: Path, seconds: float) -> dict[str, Any]:
 
     backend = lerobot_backend()
     dataset = lerobot_dataset(source, backend)
-    worst = difference(mixture, dataset, rows)
+    worst = difference(mixture, dataset, rows, windows=2 * batch)
     if worst["frames"] > 1.01 or worst["state"] > 1e-6 or worst["actions"] > 1e-6:
         raise SystemExit(f"the two loaders disagree, so a comparison would mean nothing: {worst}")
 
+    def theirs(seconds: float) -> float:
+        return windows_per_second(lerobot_loader(dataset, rows, batch), seconds, batch)
+
     blocks: list[tuple[str, float]] = []
     for name in 2 * ("lerobot", "ours", "ours", "lerobot"):
-        rate = ours(mixture, seconds) if name == "ours" else windows_per_second(lerobot_loader(dataset, rows), seconds)
-        blocks.append((name, rate))
+        blocks.append((name, ours(mixture, seconds, batch) if name == "ours" else theirs(seconds)))
     # Neighbours in time share whatever else the machine was doing; the median pair forgets a disturbed one.
     pairs = [dict(blocks[at : at + 2]) for at in range(0, len(blocks), 2)]
     ratios = [pair["ours"] / pair["lerobot"] for pair in pairs]
     middle = {name: float(np.median([pair[name] for pair in pairs])) for name in ("ours", "lerobot")}
-    processes = torch.utils.data.DataLoader(DrawsOfBatches(mixture), batch_size=None, num_workers=WORKERS)
+    processes = torch.utils.data.DataLoader(DrawsOfBatches(mixture, batch), batch_size=None, num_workers=WORKERS)
     size = len(mixture)
     window = f"2 frames of {resolution[0]}x{resolution[1]}, {len(source.cameras)} camera, 2 states, {ACTIONS} actions"
     return {
@@ -153,25 +155,27 @@ def measure(root: Path, cache: Path, seconds: float) -> dict[str, Any]:
             "ratio": (size / middle["lerobot"]) / (build_s + size / middle["ours"]),
         },
         "ours_by_workers": {
-            "foreground": ours(mixture, seconds / 2, 0),
-            "1 thread": ours(mixture, seconds / 2, 1),
+            "foreground": ours(mixture, seconds / 2, batch, 0),
+            "1 thread": ours(mixture, seconds / 2, batch, 1),
             "2 threads": middle["ours"],
-            "2 processes": windows_per_second(processes, seconds / 2),
+            "2 processes": windows_per_second(processes, seconds / 2, batch),
         },
         "largest_difference": worst,
         "lerobot_video_backend": backend,
         "window": window,
-        "batch": BATCH,
+        "batch": batch,
         "workers": WORKERS,
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, help="a LeRobotDataset v3; default: a synthetic one, made for the run")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each block")
+    parser.add_argument("--toy", action="store_true", help="small pictures, few windows: it runs, and no more")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    toy = arguments.toy
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         root = arguments.root
@@ -179,12 +183,15 @@ def main() -> None:
             from wamkit.data.synthetic import make_synthetic_dataset
 
             root = Path(scratch) / "synthetic"
-            make_synthetic_dataset(root, episodes=10, length=150, fps=20, resolution=(128, 128))
-        result = measure(root, Path(scratch) / "cache", arguments.seconds)
-    result |= {"load_average": round(os.getloadavg()[0], 2), "provenance": collect(options=vars(arguments))}
+            sizes = {"episodes": 2, "length": 30} if toy else {"episodes": 10, "length": 150}
+            make_synthetic_dataset(root, **sizes, fps=20, resolution=(32, 32) if toy else (128, 128))
+        seconds, batch = (0.01, TOY_BATCH) if toy else (arguments.seconds, BATCH)
+        result = measure(root, Path(scratch) / "cache", seconds, batch)
+    result |= {"toy": toy, "load_average": round(os.getloadavg()[0], 2), "provenance": collect(options=vars(arguments))}
     first, rates = result["first_epoch"], result["windows_per_s"]
     print(
-        f"{result['window']}; batch {BATCH}, {WORKERS} workers; LeRobot decodes with {result['lerobot_video_backend']}"
+        f"{result['window']}; batch {result['batch']}, {WORKERS} workers;"
+        f" LeRobot decodes with {result['lerobot_video_backend']}"
     )
     print(f"same windows, largest difference: {result['largest_difference']}")
     print(f"LeRobot   {rates['lerobot']:10.0f} windows/s")

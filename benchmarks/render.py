@@ -4,7 +4,7 @@ A picture is what an observation costs: the scene is updated, drawn at the asked
 turned upright. Physics steps run with random actions and without pictures. Both are measured in one process; pictures
 also in one process a core at once, which is how recordings and evaluations draw.
 
-    python benchmarks/render.py [--resolution 128] [--camera corner2] [--seconds 3] [--processes N] [--json]
+    python benchmarks/render.py [--resolution 128] [--camera corner2] [--seconds 3] [--processes N] [--toy] [--json]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -78,15 +78,18 @@ def together(task: str, options: argparse.Namespace) -> float:
     return total
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["button-press-topdown-v3", "drawer-open-v3", "pick-place-v3"])
     parser.add_argument("--camera", default="corner2_near")
     parser.add_argument("--resolution", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each measurement")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that draw at once; default one a core")
+    parser.add_argument("--toy", action="store_true", help="one task for a moment: it runs, and no more")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    if options.toy:
+        options.tasks, options.resolution, options.seconds, options.processes = options.tasks[:1], 32, 0.01, 1
 
     rows, versions = {}, {}
     for task in options.tasks:
@@ -108,6 +111,7 @@ def main() -> None:
             )
     result = {
         "benchmark": "render",
+        "toy": options.toy,
         "frames_per_s": min(row["frames_per_s"] for row in rows.values()),
         "frames_per_cpu_s": min(row["frames_per_cpu_s"] for row in rows.values()),
         "machine_frames_per_s": min(row["machine_frames_per_s"] for row in rows.values()),

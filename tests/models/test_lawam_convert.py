@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wamkit.actions.flow_expert import FlowExpertConfig
+from wamkit.cli import main
 from wamkit.configuration import from_dict
 from wamkit.dynamics.latent_action import LatentActionConfig
 from wamkit.encoders.dinov3 import DINOv3Config
@@ -152,6 +154,19 @@ def test_ours_to_published_and_back_is_bit_equal(folder, tmp_path):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (folder / "ours" / "config.json").read_text() == (tmp_path / "again" / "config.json").read_text()
+
+
+def test_the_verb_converts_and_says_what_it_wrote(folder, tmp_path, capsys):
+    assert main(["convert", "lawam", str(folder / "ours"), str(tmp_path / "published")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("wrote ")
+    written = Path(said.removeprefix("wrote ").strip())
+    assert written.is_relative_to(tmp_path / "published")
+    convert(folder / "ours", tmp_path / "same")
+    files = sorted(path.relative_to(tmp_path / "same") for path in (tmp_path / "same").rglob("*") if path.is_file())
+    assert files
+    for name in files:
+        assert (tmp_path / "published" / name).read_bytes() == (tmp_path / "same" / name).read_bytes()
 
 
 def test_what_we_have_no_use_for_is_carried(folder):
