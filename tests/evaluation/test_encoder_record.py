@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 
 from wamkit.configuration import to_dict
 from wamkit.encoders.dinov3 import DINOv3Config
-from wamkit.evaluation.encoder_record import encoder_record, sentence, weights_digest
+from wamkit.evaluation.encoder_record import PARTS, encoder_record, sentence, weights_digest
 from wamkit.evaluation.provenance import checkpoint_record
 from wamkit.evaluation.report import write_report
+from wamkit.models import registry
 
 STAGES = [{"name": name, "steps": steps} for name, steps in (("encoder", 400), ("latent_action", 300), ("policy", 9))]
 WEIGHTS = {"vision_encoder.a": torch.ones(2, 3), "vlm.b": torch.zeros(4), "flow.c": torch.zeros(1)}
@@ -94,3 +95,12 @@ def test_the_report_names_the_encoder(tmp_path, source):
     assert "patch encoder (masked autoencoder)" in page
     assert "trained in stage 'encoder' of this run, 400 steps" in page
     assert record["encoders"]["encoder"]["sha256"][:12] in page
+
+
+@pytest.mark.parametrize("model", registry.model_names())
+@pytest.mark.parametrize("preset", ["tiny", "paper"])
+def test_no_models_encoder_is_forgotten(model, preset):
+    config = to_dict(registry.model_class(model).preset(preset))
+    published = {name for name, values in config.items() if isinstance(values, dict) and "weights" in values}
+    assert published <= PARTS.keys() | {"video"}, "a part with weights of its own, which the record leaves out"
+    assert PARTS.keys() & {name for name, values in config.items() if isinstance(values, dict)}
