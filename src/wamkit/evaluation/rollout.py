@@ -383,5 +383,7 @@ class _Evaluation:
             episode = request.episode
             request.arm.acted(episode.task, episode.trial, episode.executed / self.spec.rate_hz, sample)
             episode.executed += steps
-            episode.memory.executed = np.ascontiguousarray(chunk[:steps], dtype=np.float32)
-            request.worker.send("chunk", request.slot, episode.memory.executed)
+            sent = np.ascontiguousarray(chunk[:steps], dtype=np.float32)
+            # What the simulator makes of it: a causal model must not remember a reach that the limits cut short.
+            episode.memory.executed = np.clip(sent, self.spec.action_low, self.spec.action_high).astype(np.float32)
+            request.worker.send("chunk", request.slot, sent)
