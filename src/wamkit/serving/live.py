@@ -7,6 +7,7 @@ Looks come from the inference thread, the page's questions from the event loop's
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -140,6 +141,8 @@ class LiveImagination:
                     f"the calibration is of horizons of {', '.join(calibration.scale.usual)} ms and this policy"
                     f" imagines {', '.join(sorted(wanted, key=int))} ms ahead: calibrate the monitor with this policy."
                 )
+        # What draws the heat maps takes seconds to import: now, and not while the first page keeps a robot waiting.
+        importlib.import_module("matplotlib")
         self.view, self.calibration, self.sinks = view, calibration, tuple(sinks)
         self.lock = threading.Lock()
         self.show = show
