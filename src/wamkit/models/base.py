@@ -174,6 +174,26 @@ class WorldActionModel(nn.Module):
         """
         return future
 
+    def pictures_of(self, frames: Mapping[str, Tensor], size: Sequence[int]) -> Float[Tensor, "B T 3 h w"]:
+        """True frames [B, T, 3, H, W] as `imagine` shows them: those that it speaks of, the present first.
+
+        Args:
+            frames: of each camera, uint8.
+            size: height and width of what `imagine` decodes to.
+
+        Raises:
+            WamkitError: the model imagines no pixels.
+        """
+        raise WamkitError(f"{self.name} imagines no pixels, so there are none to compare")
+
+    def reconstruction_of(self, window: Window) -> Float[Tensor, "B T 3 h w"]:
+        """A true clip through what `imagine` decodes with: the best that it could be.
+
+        Raises:
+            WamkitError: the model imagines no pixels.
+        """
+        raise WamkitError(f"{self.name} imagines no pixels, so there are none to compare")
+
     def load_pretrained_trunks(self) -> None:
         """Load the published weights of frozen or fine-tuned parts; called when a run starts afresh."""
 
@@ -185,6 +205,19 @@ class WorldActionModel(nn.Module):
     def action_noise_shape(self) -> tuple[int, int] | None:
         """Chunk length and action width of the noise that `act` starts from; None for deterministic decoders."""
         return None
+
+    def chunk_noise(
+        self,
+        observation: Observation,
+        noise: Float[Tensor, "B K A"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "B K A"]:
+        """What `act` starts from: the given noise, or some drawn for each sample in `action_noise_shape`."""
+        if noise is not None:
+            return noise
+        assert self.action_noise_shape is not None, f"{self.name} decodes no noise"
+        shape = (observation.batch_size, *self.action_noise_shape)
+        return torch.randn(shape, generator=generator, device=observation.rate_hz.device)
 
     def parameter_groups(self, stage: str) -> list[ParameterGroup]:
         """The trainable parameters of a stage; by default decayed matrices and undecayed biases, norms and queries."""

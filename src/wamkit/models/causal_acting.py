@@ -156,9 +156,7 @@ class CausalActing(WorldActionModel):
     ) -> ActionChunk:
         config = self.config
         times, valid = self.chunk_times(observation.rate_hz)
-        if noise is None:
-            shape = (observation.batch_size, *self.action_noise_shape)
-            noise = torch.randn(shape, generator=generator, device=times.device)
+        noise = self.chunk_noise(observation, noise, generator)
         steps = self.steps_of(observation.rate_hz)
         episodes = self.moved_on(observation, steps)
         sampler = self._sampler([e.rows for e in episodes], observation.task)

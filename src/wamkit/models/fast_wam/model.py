@@ -215,9 +215,7 @@ class FastWAM(VideoWorldModel):
         The noise of the video, where one is made, is of seed 0. What it shows is handed out, in latents.
         """
         times, valid = self.chunk_times(observation.rate_hz)
-        if noise is None:
-            shape = (observation.batch_size, *self.action_noise_shape)
-            noise = torch.randn(shape, generator=generator, device=times.device)
+        noise = self.chunk_noise(observation, noise, generator)
         words, words_valid = self.words_of(observation.task, observation.state)
         present, chosen = self.present_of(observation), mode or self.config.mode
         if chosen == "joint":
@@ -246,9 +244,7 @@ class FastWAM(VideoWorldModel):
         if self.config.mode == "joint":
             raise StageError("Fast-WAM in mode 'joint' cannot in-paint actions: set mode to 'uncond' or 'idm'")
         times, valid = self.chunk_times(observation.rate_hz)
-        if noise is None:
-            shape = (observation.batch_size, *self.action_noise_shape)
-            noise = torch.randn(shape, generator=generator, device=times.device)
+        noise = self.chunk_noise(observation, noise, generator)
         words, words_valid = self.words_of(observation.task, observation.state)
         present = self.present_of(observation)
         seen = present if self.config.mode == "uncond" else self.imagined_after(present, words, words_valid)

@@ -168,9 +168,7 @@ class LaWAMActing(WorldActionModel):
     ) -> ActionChunk:
         """Noise to actions along the expert's field, or along what ``through`` makes of it."""
         times, valid = self.chunk_times(observation.rate_hz)
-        if noise is None:
-            shape = (observation.batch_size, *self.action_noise_shape)
-            noise = torch.randn(shape, generator=generator, device=times.device)
+        noise = self.chunk_noise(observation, noise, generator)
         field = through(self.flow.field(self.action_context(intention), times, valid, observation.embodiment))
         actions = integrate(field, noise, self.config.action.denoise_steps)
         return ActionChunk(actions=actions.float(), times=times, valid=valid, imagined=self.expected(intention))
