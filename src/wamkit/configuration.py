@@ -64,11 +64,15 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
+def _is_config(member: Any) -> bool:
+    return dataclasses.is_dataclass(member)
+
+
 def _build_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in members:
         return None
     if isinstance(value, dict) and "kind" in value:
-        kinds = {member.kind: member for member in members if dataclasses.is_dataclass(member)}
+        kinds = {member.kind: member for member in members if _is_config(member)}
         if value["kind"] not in kinds:
             raise ConfigError(f"{where}.kind is {value['kind']!r}{suggest(value['kind'], kinds)}")
         return _build(kinds[value["kind"]], value, where)

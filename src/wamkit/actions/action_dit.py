@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from wamkit.dynamics.video_dit import VideoDiT
 from wamkit.dynamics.wan_block import Rotary, Stream
 from wamkit.nn.position import sincos
 
@@ -123,7 +124,7 @@ class ActionDiT(nn.Module):
         return self.leave(tokens).float()
 
     @torch.no_grad()
-    def start_from(self, video: nn.Module) -> None:
+    def start_from(self, video: VideoDiT) -> None:
         """Take the video expert's blocks as a start, each weight interpolated linearly to the smaller size.
 
         A matrix that reads a narrower stream is scaled up by the root of the ratio, so that its sums keep their size.

@@ -6,8 +6,9 @@ the vision-language stream, self-attention, cross-attention to the dynamics stre
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -88,10 +89,14 @@ class FlowExpert(nn.Module):
         self.action_out_hidden = EmbodimentLinear(config.embodiments, config.width, config.width)
         self.action_out = EmbodimentLinear(config.embodiments, config.width, config.action_dim)
 
+    def _in_order(self) -> Iterable[AlternatingBlock]:
+        """The blocks, in their own type, which a `ModuleList` forgets."""
+        return cast("Iterable[AlternatingBlock]", self.blocks)
+
     def called_modules(self) -> list[nn.Module]:
         """What of the blocks is called as a module, so that FSDP2 can gather it (a block itself is never called)."""
         called: list[nn.Module] = [self.final_norm.modulation]
-        for block in self.blocks:
+        for block in self._in_order():
             # Keys and values are projected apart from the rest of cross-attention: once per chunk.
             called += [block.attention_norm.modulation, block.attention.to_kv, block.attention, block.feed_forward]
         return called
@@ -106,7 +111,7 @@ class FlowExpert(nn.Module):
         words = self.enter_language(language)
         streams = [
             block.attention.project(words if index % 4 == 0 else dynamics)
-            for index, block in enumerate(self.blocks)
+            for index, block in enumerate(self._in_order())
             if index % 2 == 0
         ]
         return Context(streams, language_valid[:, None, None, :])
@@ -123,7 +128,7 @@ class FlowExpert(nn.Module):
         # The released network counts time towards the data in 1000 buckets; the small term keeps 0.7 in bucket 700.
         bucket = ((1.0 - noise_level) * 1000.0 + 1e-3).floor()
         condition = self.noise_level(sincos(bucket, 256, endpoint=True).to(self.action_in.weight.dtype))
-        norms = [*(block.attention_norm for block in self.blocks), self.final_norm]
+        norms = [*(block.attention_norm for block in self._in_order()), self.final_norm]
         return [norm.modulate(condition) for norm in norms]
 
     def velocity(
@@ -155,7 +160,7 @@ class FlowExpert(nn.Module):
             x = x + code
         keys_valid = valid.repeat_interleave(draws, dim=0)[:, None, None, :] if draws > 1 else valid[:, None, None, :]
         stream = iter(context.streams)
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self._in_order()):
             normed = block.attention_norm(x, modulations[index])
             if not at_input:
                 normed = normed + code

@@ -7,7 +7,7 @@ take them too (LingBot-VA's released code). Both are `wamkit.dynamics.causal_tra
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -147,7 +147,7 @@ class GroupedExpert(ActionTokensBase):
 
     def words_in(self, words: Float[Tensor, "B L E"], video: VideoDiT) -> Float[Tensor, "B L D"]:
         """Through an embedding of its own."""
-        first = self.text_embedder[0].weight
+        first = cast("nn.Linear", self.text_embedder[0]).weight
         return self.text_embedder(words.to(first.dtype))
 
     def velocity(

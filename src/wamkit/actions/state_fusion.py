@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -185,7 +185,8 @@ class StateFusionActionExpert(nn.Module):
         """Actions of ``steps`` steps, from the tapped states in the backbone's order."""
         vectors = []
         for state, pools, compressor in zip(states, self.pools, self.compressors, strict=True):
-            pooled = [pools[source](state.source(source)) for source in self.config.sources]
+            by_source = cast("nn.ModuleDict", pools)
+            pooled = [by_source[source](state.source(source)) for source in self.config.sources]
             vectors.append(compressor(torch.cat(pooled, dim=-1)))
         fused = self.fuse(self.fused_norm(torch.cat(vectors, dim=-1)))
         for block in self.trunk:

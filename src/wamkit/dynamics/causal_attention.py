@@ -47,7 +47,9 @@ def flex_attend(
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         if device.type == "cpu" and torch.is_grad_enabled() and queries.requires_grad:
             raise AttentionUnavailable("FlexAttention has no gradient on a CPU: set attention to 'sdpa', or use a GPU")
-        return run(queries, keys, values, block_mask=mask)
+        attended = run(queries, keys, values, block_mask=mask)
+        assert isinstance(attended, Tensor)  # alone: nothing else was asked for
+        return attended
 
     return attend
 

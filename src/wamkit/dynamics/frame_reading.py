@@ -92,6 +92,8 @@ class _Attention(FrameReader):
 
 
 class _Token(FrameReader):
+    position: Tensor
+
     def __init__(self, config: TokenPooling, frames: int, grid: tuple[int, int], width: int) -> None:
         super().__init__()
         self.outputs = frames * width + config.position_width

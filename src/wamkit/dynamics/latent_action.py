@@ -192,6 +192,8 @@ class LatentActionModel(LatentDynamics):
     ``reconstruction`` and ``kl_weight`` are those of LaWAM Eq. 4.
     """
 
+    reconstruction: ReconstructionKind
+
     def __init__(
         self,
         config: LatentActionConfig,

@@ -117,6 +117,8 @@ class _WholeGridEmission(nn.Module):
 
 
 class _TokenEmission(nn.Module):
+    position: Tensor
+
     def __init__(self, config: LinearTransitionConfig, grid: tuple[int, int], width: int, numbers: int) -> None:
         super().__init__()
         assert isinstance(config.emission, ByToken)
@@ -179,6 +181,8 @@ class LatentActionTokenizer(LatentDynamics):
     latent actions later, then meets the same. Without it q's output differs so little between pairs at first that f
     learns to do without (docs/log.md).
     """
+
+    reconstruction: ReconstructionKind
 
     def __init__(
         self,

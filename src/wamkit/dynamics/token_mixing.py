@@ -93,6 +93,8 @@ class TokenMixing(nn.Module):
 
 
 class _Full(TokenMixing):
+    stay: Tensor
+
     def __init__(self, config: FullMixing, tokens: int) -> None:
         super().__init__()
         self.numbers, self.softmax = tokens, config.rows == "softmax"
@@ -122,6 +124,8 @@ class _LowRank(TokenMixing):
 
 
 class _Local(TokenMixing):
+    start: Tensor
+
     def __init__(self, config: LocalMixing, grid: tuple[int, int]) -> None:
         super().__init__()
         self.grid, self.reach, self.softmax = grid, config.reach, config.rows == "softmax"

@@ -74,7 +74,7 @@ class VideoDiT(nn.Module):
     """Noisy latents, the words and each frame's noise level to the velocity towards the noise."""
 
     def __init__(self, config: VideoDiTConfig, lora: LoRASettings | None = None) -> None:
-        from diffusers import WanTransformer3DModel
+        from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
         super().__init__()
         self.config = config
@@ -98,7 +98,7 @@ class VideoDiT(nn.Module):
         Raises:
             WeightsError: the folder or hub id cannot be read, or holds a model of other dimensions.
         """
-        from diffusers import WanTransformer3DModel
+        from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
         weights = self.config.weights
         if weights is None:
@@ -187,7 +187,10 @@ class VideoDiT(nn.Module):
                 parts.append(part[: shape[axis]].view(view).expand(*shape, -1))
             return torch.cat(parts, dim=-1).flatten(0, 2)
 
-        return Rotary(table(rope.freqs_cos), table(rope.freqs_sin))
+        cosines, sines = rope.freqs_cos, rope.freqs_sin
+        assert isinstance(cosines, Tensor)
+        assert isinstance(sines, Tensor)
+        return Rotary(table(cosines), table(sines))
 
     def through(
         self,

@@ -9,7 +9,7 @@ A block of width D attends in ``heads`` x ``d`` channels, which may be more than
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from wamkit.nn.attention import KeysValues, attend
+
+WanBlock = Any
+"""diffusers' block or `wamkit.actions.action_dit.ActionBlock`: modules with the same parts, which no class says."""
 
 
 class Rotary(NamedTuple):
@@ -65,7 +68,7 @@ class Modulation(NamedTuple):
     gate_mlp: Float[Tensor, "B T 1 D"]
 
 
-def modulation_of(block: nn.Module, time: Float[Tensor, "B T 6 D"]) -> Modulation:
+def modulation_of(block: WanBlock, time: Float[Tensor, "B T 6 D"]) -> Modulation:
     """The block's own table added to the time's, in float32."""
     table = block.scale_shift_table.float().unsqueeze(0) + time.float()
     return Modulation(*(part.unsqueeze(2) for part in table.unbind(2)))
@@ -90,7 +93,7 @@ def gated(
 
 
 def self_attention_inputs(
-    block: nn.Module, x: Float[Tensor, "B N D"], modulation: Modulation, rotary: Rotary
+    block: WanBlock, x: Float[Tensor, "B N D"], modulation: Modulation, rotary: Rotary
 ) -> Queries:
     """What a block's tokens bring to self-attention."""
     normed = scale_and_shift(block.norm1(x.float()), modulation.scale_attention, modulation.shift_attention).to(x.dtype)
@@ -102,7 +105,7 @@ def self_attention_inputs(
 
 
 def rest_of_block(
-    block: nn.Module,
+    block: WanBlock,
     x: Float[Tensor, "B N D"],
     attended: Float[Tensor, "B heads N d"],
     modulation: Modulation,
@@ -120,7 +123,7 @@ def rest_of_block(
     return gated(x, block.ffn(normed), modulation.gate_mlp)
 
 
-def words_of(block: nn.Module, words: Float[Tensor, "B L D"]) -> KeysValues:
+def words_of(block: WanBlock, words: Float[Tensor, "B L D"]) -> KeysValues:
     """Keys and values of a block's cross-attention; a denoiser computes them once for all its steps."""
     cross = block.attn2
     values = cross.to_v(words)
@@ -129,7 +132,7 @@ def words_of(block: nn.Module, words: Float[Tensor, "B L D"]) -> KeysValues:
 
 
 def through_block(
-    block: nn.Module, x: Float[Tensor, "B N D"], stream: Stream, mask: Bool[Tensor, "#B 1 N N"] | None = None
+    block: WanBlock, x: Float[Tensor, "B N D"], stream: Stream, mask: Bool[Tensor, "#B 1 N N"] | None = None
 ) -> Float[Tensor, "B N D"]:
     """One stream alone through one block; ``mask`` is True where attention is allowed."""
     modulation = modulation_of(block, stream.time)
@@ -137,7 +140,7 @@ def through_block(
     return rest_of_block(block, x, attended, modulation, words_of(block, stream.words), stream.words_mask)
 
 
-def called_modules(block: nn.Module) -> list[nn.Module]:
+def called_modules(block: WanBlock) -> list[nn.Module]:
     """What of a block is called as a module by the functions above, so that FSDP2 can gather it; the block never is."""
     attentions = (block.attn1, block.attn2)
     projections = [(each.to_q, each.to_k, each.to_v, each.to_out[0]) for each in attentions]
@@ -148,7 +151,7 @@ def _heads(x: Float[Tensor, "B N E"], heads: int) -> Float[Tensor, "B heads N d"
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _normed(norm: nn.Module, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
+def _normed(norm: Any, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
     """RMSNorm across all heads, in float32 whatever the weights' precision."""
     return F.rms_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.eps)
 

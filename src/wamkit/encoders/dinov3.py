@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,23 +36,25 @@ class DINOv3Config:
 class DINOv3(VisualEncoder):
     """A frozen DINOv3 ViT."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: DINOv3Config) -> None:
         from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
         super().__init__()
         side = config.resolution // config.patch
         self.config, self.resolution, self.grid, self.width = config, config.resolution, (side, side), config.width
-        self.model = DINOv3ViTModel(
-            DINOv3ViTConfig(
-                image_size=config.resolution,
-                patch_size=config.patch,
-                hidden_size=config.width,
-                intermediate_size=config.mlp_width,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                num_register_tokens=config.registers,
-            )
-        )
+        sizes: dict[str, Any] = {
+            "image_size": config.resolution,
+            "patch_size": config.patch,
+            "hidden_size": config.width,
+            "intermediate_size": config.mlp_width,
+            "num_hidden_layers": config.layers,
+            "num_attention_heads": config.heads,
+            "num_register_tokens": config.registers,
+        }
+        self.model = DINOv3ViTModel(DINOv3ViTConfig(**sizes))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 

@@ -44,6 +44,8 @@ class PatchEncoderConfig:
 class PatchEncoder(VisualEncoder):
     """Patches, position code, transformer; features are its last tokens, LayerNorm-ed without affine weights."""
 
+    position: Tensor
+
     def __init__(self, config: PatchEncoderConfig) -> None:
         super().__init__()
         if config.resolution % config.patch:
@@ -104,6 +106,8 @@ class _MaskedPrediction(nn.Module):
         tokens: N, patches of a frame.
         answer_width: of what is predicted for each patch.
     """
+
+    position: Tensor
 
     def __init__(self, config: PatchEncoderConfig, tokens: int, *, answer_width: int) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -77,8 +77,8 @@ class Qwen3VLTrunk(nn.Module):
 
         super().__init__()
         self.settings = settings
-        config = Qwen3VLConfig(
-            text_config={
+        parts: dict[str, Any] = {
+            "text_config": {
                 "vocab_size": settings.vocabulary,
                 "hidden_size": settings.width,
                 "intermediate_size": settings.mlp_width,
@@ -93,7 +93,7 @@ class Qwen3VLTrunk(nn.Module):
                     "mrope_interleaved": True,
                 },
             },
-            vision_config={
+            "vision_config": {
                 "depth": settings.vision_layers,
                 "hidden_size": settings.vision_width,
                 "intermediate_size": settings.vision_mlp_width,
@@ -103,7 +103,8 @@ class Qwen3VLTrunk(nn.Module):
                 "num_position_embeddings": settings.vision_position_grid**2,
                 "deepstack_visual_indexes": list(settings.deepstack_layers),
             },
-        )
+        }
+        config = Qwen3VLConfig(**parts)
         config._attn_implementation = ATTENTION_NAME
         self.model = Qwen3VLModel(config)
         use_batched_attention(self.model.visual)

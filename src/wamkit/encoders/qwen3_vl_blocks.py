@@ -5,6 +5,8 @@ Parameter names stay transformers' own, so published weights load by name.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ ATTENTION_NAME = "wamkit"
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: object
 ) -> tuple[Tensor, None]:
-    groups = module.num_key_value_groups
+    groups = cast("int", module.num_key_value_groups)
     # The rotary embedding leaves queries and keys in float32 under autocast.
     query, key = query.to(value.dtype), key.to(value.dtype)
     attended = attend(query, repeat_kv(key, groups), repeat_kv(value, groups), attention_mask)

@@ -69,16 +69,16 @@ class UMT5Text(nn.Module):
         if settings.weights is None:
             from transformers import UMT5Config, UMT5EncoderModel
 
-            config = UMT5Config(
-                vocab_size=ByteTokenizer.vocabulary,
-                d_model=settings.width,
-                d_kv=settings.key_width,
-                d_ff=settings.mlp_width,
-                num_layers=settings.layers,
-                num_heads=settings.heads,
-                dropout_rate=0.0,
-            )
-            self.model = UMT5EncoderModel(config).requires_grad_(False)
+            sizes: dict[str, Any] = {
+                "vocab_size": ByteTokenizer.vocabulary,
+                "d_model": settings.width,
+                "d_kv": settings.key_width,
+                "d_ff": settings.mlp_width,
+                "num_layers": settings.layers,
+                "num_heads": settings.heads,
+                "dropout_rate": 0.0,
+            }
+            self.model = UMT5EncoderModel(UMT5Config(**sizes)).requires_grad_(False)
             self.tokenizer = ByteTokenizer(settings.max_tokens)
             self.register_load_state_dict_post_hook(lambda module, _: module.forget())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -41,7 +42,8 @@ class VGG16(nn.Module):
 
         super().__init__()
         with torch.device("meta"):  # else torchvision would first fill 138 M parameters with noise
-            self.layers = vgg16(weights=None).features[: TAPS[-1] + 1]
+            features = cast("nn.Sequential", vgg16(weights=None).features)
+            self.layers = cast("nn.Sequential", features[: TAPS[-1] + 1])
         for layer in self.layers:
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # what was read before must stay as it was

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float, UInt8
@@ -76,7 +76,7 @@ class WanVAE(VideoTokenizer):
     batches_seen: Tensor
 
     def __init__(self, config: WanVAEConfig) -> None:
-        from diffusers import AutoencoderKLWan
+        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
         super().__init__()
         if sum(config.temporal_downsample) != int(math.log2(self.TEMPORAL)):
@@ -102,7 +102,9 @@ class WanVAE(VideoTokenizer):
         )
         if config.weights is None:
             with torch.no_grad():  # nearly no noise at first: under unit noise the decoder learns to ignore the latents
-                self.model.quant_conv.bias[config.channels :] -= 6.0
+                bias = self.model.quant_conv.bias
+                assert bias is not None
+                bias[config.channels :] -= 6.0
         self.register_buffer("latent_mean", torch.zeros(config.channels))
         self.register_buffer("latent_std", torch.ones(config.channels))
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
@@ -113,7 +115,7 @@ class WanVAE(VideoTokenizer):
         Raises:
             WeightsError: the folder or hub id cannot be read, or holds a VAE of other dimensions.
         """
-        from diffusers import AutoencoderKLWan
+        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
         if self.config.weights is None:
             raise WeightsError("this VAE config names no weights; set vae.weights to a folder or hub id")
@@ -209,7 +211,7 @@ class WanVAE(VideoTokenizer):
 
     def _posterior(self, pixels: Tensor):
         with full_precision_on_cpu(pixels):
-            return self.model.encode(pixels).latent_dist
+            return cast("Any", self.model.encode(pixels)).latent_dist
 
     def _pictures(self, raw: Float[Tensor, "B C F h w"]) -> Float[Tensor, "B 3 T H W"]:
         """Decode as diffusers does, but without its clamp, which would stop the gradient of bright and dark pixels."""

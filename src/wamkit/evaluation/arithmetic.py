@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wamkit.inference.runtime_passes import get_constant, tensor_nodes, value
+from wamkit.inference.runtime_passes import arguments, get_constant, tensor_nodes, value
 from wamkit.inference.runtime_program import is_view
 from wamkit.inference.runtime_record import LINEAR, Recording
 
 _ATEN = torch.ops.aten
-_PRODUCTS = {
+_PRODUCTS: dict[Any, tuple[int, int]] = {
     _ATEN.mm.default: (0, 1),
     _ATEN.bmm.default: (0, 1),
     _ATEN.addmm.default: (1, 2),
@@ -68,18 +68,22 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
+def _told(node: fx.Node, argument: int) -> Tensor:
+    """The tensor that an operation is given at a place."""
+    return value(arguments(node)[argument])
+
+
 def _flop(node: fx.Node) -> float:
-    out = node.meta.get("val")
     if node.target is LINEAR or "linear" in getattr(node.target, "__name__", ""):
-        return 2.0 * out.numel() * value(node.args[0]).shape[-1]
+        return 2.0 * value(node).numel() * _told(node, 0).shape[-1]
     if node.target in _PRODUCTS:
-        return 2.0 * out.numel() * value(node.args[_PRODUCTS[node.target][0]]).shape[-1]
+        return 2.0 * value(node).numel() * _told(node, _PRODUCTS[node.target][0]).shape[-1]
     if "attention" in getattr(node.target, "__name__", ""):
-        queries, keys, values = (value(part) for part in node.args[:3])
-        return 2.0 * queries.numel() * keys.shape[-2] + 2.0 * out.numel() * values.shape[-2]
+        queries, keys, values = (_told(node, part) for part in range(3))
+        return 2.0 * queries.numel() * keys.shape[-2] + 2.0 * value(node).numel() * values.shape[-2]
     if node.target is _CONVOLUTION:
-        weight = value(node.args[1])
-        return 2.0 * out.numel() * weight.numel() / weight.shape[0]
+        weight = _told(node, 1)
+        return 2.0 * value(node).numel() * weight.numel() / weight.shape[0]
     return 0.0
 
 

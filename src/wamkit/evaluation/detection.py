@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from wamkit.evaluation.statistics import StatisticsError
 
 
-def auroc(faulty: Sequence[float], clean: Sequence[float]) -> float:
+def auroc(faulty: Sequence[float] | np.ndarray, clean: Sequence[float] | np.ndarray) -> float:
     """Area under the ROC curve: the chance that a faulty episode scores above a clean one, ties counting half.
 
     Raises:
@@ -20,7 +20,7 @@ def auroc(faulty: Sequence[float], clean: Sequence[float]) -> float:
 
     if not len(faulty) or not len(clean):
         raise StatisticsError("An AUROC needs faulty and clean episodes: run at least one of each.")
-    statistic = mannwhitneyu(faulty, clean, method="asymptotic").statistic
+    statistic = cast("Any", mannwhitneyu(faulty, clean, method="asymptotic")).statistic
     return float(statistic) / (len(faulty) * len(clean))
 
 

@@ -39,8 +39,9 @@ def ssim(made: Float[Tensor, "n T 3 h w"], real: Float[Tensor, "n T 3 h w"]) -> 
     """Structural similarity of each picture (Gaussian window of 11 pixels)."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    flat = (x.flatten(0, 1) for x in (made, real))
-    values = structural_similarity_index_measure(*flat, data_range=1.0, reduction="none")
+    values = structural_similarity_index_measure(
+        made.flatten(0, 1), real.flatten(0, 1), data_range=1.0, reduction="none"
+    )
     assert isinstance(values, Tensor)
     return values.unflatten(0, made.shape[:2])
 

@@ -89,7 +89,8 @@ def _cards(evaluation: Mapping[str, Any] | None, imagine: Mapping[str, Any], lat
     if dependence:
         low, high = dependence["ci95"]
         cards.append(("Wrong latent action", f"×{dependence['ratio']:.1f} error", f"{low:.1f}–{high:.1f}; 1 = ignored"))
-    total = (latency or {}).get("total", {})
+    latency = latency or {}
+    total = latency.get("total", {})
     if "p50_ms" in total:
         detail = f"p99 {total['p99_ms']:.3g} ms" if "p99_ms" in total else latency.get("boundary", "")
         cards.append(("Latency a chunk", f"{total['p50_ms']:.3g} ms", detail))

@@ -308,7 +308,7 @@ def transfer_panels(example: TransferExample) -> list[tuple[bytes, str]]:
 
 def save_examples(path: Path, subgoals: Sequence[SubgoalExample], transfers: Sequence[TransferExample]) -> Path:
     """Keep examples for a later ``wam report``; read back by `load_examples`."""
-    arrays: dict[str, np.ndarray] = {"counts": np.array([len(subgoals), len(transfers)])}
+    arrays: dict[str, Any] = {"counts": np.array([len(subgoals), len(transfers)])}
     for kind, items in (("subgoal", subgoals), ("transfer", transfers)):
         for index, item in enumerate(items):
             arrays |= {f"{kind}/{index}/{name}": np.asarray(value) for name, value in asdict(item).items()}

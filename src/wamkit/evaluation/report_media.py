@@ -53,6 +53,7 @@ def image_entry(image: bytes | Chart, alt: str = "") -> dict[str, str]:
 def _poster(path: Path) -> str:
     """The middle frame of a video, so that a page that is printed or not yet played shows something."""
     import av
+    from av.error import FFmpegError
 
     try:
         with av.open(str(path)) as container:
@@ -63,7 +64,7 @@ def _poster(path: Path) -> str:
                     buffer = io.BytesIO()
                     frame.to_image().save(buffer, format="JPEG", quality=80)
                     return data_uri(buffer.getvalue(), "image/jpeg")
-    except (av.FFmpegError, IndexError) as error:
+    except (FFmpegError, IndexError) as error:
         raise WamkitError(f"The video {path} cannot be decoded ({error}): evaluate again to record it anew.") from None
     return ""
 

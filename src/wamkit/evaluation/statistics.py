@@ -11,7 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from wamkit.errors import WamkitError
 
@@ -58,7 +58,8 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         )
     if not 0 <= successes <= n:
         raise StatisticsError(f"{successes} successes out of {n} episodes cannot be: count the episodes again.")
-    low, high = proportion_confint(successes, n, alpha=1.0 - confidence, method="wilson")
+    ends = proportion_confint(successes, n, alpha=1.0 - confidence, method="wilson")
+    low, high = cast("tuple[float, float]", ends)
     # The closed form leaves rounding dust of 1e-17 at the ends, where the interval is exactly 0 or 1.
     return (0.0 if successes == 0 else max(0.0, float(low)), 1.0 if successes == n else min(1.0, float(high)))
 
@@ -149,7 +150,7 @@ def paired_difference_interval(only_a: int, only_b: int, n: int, confidence: flo
         if abs(score(outer)) < z:  # not even the most extreme difference is rejected
             return bound
         clipped = lambda delta: max(min(score(delta), 1e6), -1e6) - sign * z  # noqa: E731
-        return float(brentq(clipped, min(inner, outer), max(inner, outer), xtol=1e-10))
+        return float(cast("float", brentq(clipped, min(inner, outer), max(inner, outer), xtol=1e-10)))
 
     return end(-1.0, 1.0), end(1.0, -1.0)
 
@@ -205,7 +206,7 @@ def compare(episodes: Iterable[Episode], arm: str, baseline: str, task: str | No
         difference=(only_arm - only_baseline) / n,
         ci95=paired_difference_interval(only_arm, only_baseline, n),
         # No discordant pair is no evidence: the test's p-value is 1 by definition (and 0/0 in the closed form).
-        p_value=float(mcnemar(table, exact=True).pvalue) if only_arm + only_baseline else 1.0,
+        p_value=float(cast("Any", mcnemar(table, exact=True)).pvalue) if only_arm + only_baseline else 1.0,
         paired_on=keys,
         unpaired=len(ours) + len(theirs) - 2 * n,
     )
@@ -215,7 +216,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's correction: what each p-value is worth when all of them were looked at."""
     from statsmodels.stats.multitest import multipletests
 
-    return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []
+    if not p_values:
+        return []
+    corrected = cast("Sequence[float]", multipletests(p_values, method="holm")[1])
+    return [float(p) for p in corrected]
 
 
 def episodes_needed(

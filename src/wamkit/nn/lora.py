@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -21,7 +22,8 @@ def add_lora(model: nn.Module, targets: str, *, rank: int, alpha: float) -> None
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")
+    # peft says int, and divides by the rank: any number serves.
+    config = LoraConfig(r=rank, lora_alpha=cast("int", alpha), target_modules=targets, lora_dropout=0.0, bias="none")
     inject_adapter_in_model(config, model, adapter_name=ADAPTER)
 
 

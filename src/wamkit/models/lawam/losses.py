@@ -11,6 +11,7 @@ from torch import Tensor
 from wamkit.data.augment import Augmentation, random_shift
 from wamkit.dynamics.base import FramePairs
 from wamkit.dynamics.latent_action import LatentActionModel, StateChangePredictor
+from wamkit.encoders.patch_encoder import PatchEncoder
 from wamkit.losses import flow_matching
 from wamkit.losses.latent_action import distillation
 from wamkit.losses.reduction import masked_mean, sample_mean
@@ -21,6 +22,7 @@ from wamkit.types import Losses, LossTerm, Window
 
 def encoder_loss(model: LaWAMActing, window: Window, generator: torch.Generator | None = None) -> Losses:
     """What the self-trained encoder learns from the primary view's present."""
+    assert isinstance(model.vision_encoder, PatchEncoder)  # the stage is no other's
     camera = model.config.cameras[0]
     losses = model.vision_encoder.pretrain_losses(window.frames[camera][:, 0], generator)
     valid = window.frame_valid[camera][:, 0]

@@ -91,7 +91,7 @@ def _write_wamkit(published: Mapping[str, Tensor], config: LightWAMConfig, desti
             f" {tuple(shapes[wrong[0]])} by the config): give the file's own config"
         )
     # Cloned: a small text encoder's tied embedding would otherwise be refused by safetensors.
-    complete = {name: ours.get(name, value).clone() for name, value in model.state_dict().items()}
+    complete = {name: value.clone() for name, value in (model.state_dict() | ours).items()}
     return write_pretrained(destination, "light_wam", "policy", config, complete)
 
 

@@ -96,9 +96,13 @@ class RepWAM(CausalWorldModel):
 
     def parts(self) -> dict[str, list[nn.Module]]:
         """The published parts."""
-        encoder = {} if self.representation is None else {"representation": [self.representation]}
-        latent = {} if self.latent_actions is None else {"latent_actions": [self.latent_actions]}
-        return {**encoder, **super().parts(), **latent}
+        parts: dict[str, list[nn.Module]] = {}
+        if self.representation is not None:
+            parts["representation"] = [self.representation]
+        parts |= super().parts()
+        if self.latent_actions is not None:
+            parts["latent_actions"] = [self.latent_actions]
+        return parts
 
     # Losses
 
