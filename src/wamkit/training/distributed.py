@@ -93,19 +93,17 @@ def wrap(accelerator: Accelerator, objective: StageObjective, units: Sequence[nn
         return accelerator.prepare_model(objective)
     # Accelerate's own FSDP2 needs a GPU and an optimiser built before sharding; torch's API needs neither.
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import fully_shard
 
     objective.to(accelerator.device)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    policy = MixedPrecisionPolicy()
-    if accelerator.mixed_precision == "bf16" and accelerator.device.type == "cuda":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     chosen = {id(unit) for unit in units}
     for module in reversed(list(objective.model.modules())):  # what lies inside a unit before the unit
         if id(module) in chosen:
-            fully_shard(module, mesh=mesh, mp_policy=policy)
-    fully_shard(objective, mesh=mesh, mp_policy=policy)
-    # Also where weights are gathered in bfloat16: what a model computes in float32 meets them.
+            fully_shard(module, mesh=mesh)
+    fully_shard(objective, mesh=mesh)
+    # Weights are gathered in float32 and bf16 is autocast's, as in one process. In bfloat16 there would be half as much to
+    # send, but norms would be rounded that a single process keeps, and what is computed in float32 would not fit them.
     objective.forward = accelerator.autocast()(objective.forward)
     return objective
 
