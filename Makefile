@@ -38,7 +38,7 @@ format: $(STAMP) ## mend lint and formatting where that is automatic
 	@$(BIN)/ruff format --quiet .
 
 docs: $(DOCS_STAMP) ## build the documentation site into site/; a broken link, snippet or page of the navigation fails
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
 $(DOCS_STAMP): $(STAMP)
 	@sh scripts/bootstrap.sh sim dev docs
