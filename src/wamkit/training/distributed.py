@@ -102,8 +102,8 @@ def wrap(accelerator: Accelerator, objective: StageObjective, units: Sequence[nn
         if id(module) in chosen:
             fully_shard(module, mesh=mesh)
     fully_shard(objective, mesh=mesh)
-    # Weights are gathered in float32 and bf16 is autocast's, as in one process. In bfloat16 there would be half as much to
-    # send, but norms would be rounded that a single process keeps, and what is computed in float32 would not fit them.
+    # Weights are gathered in float32 and bf16 is autocast's, as in one process. Gathered in bfloat16, norms would be
+    # rounded that a single process keeps, and what is computed in float32 would not fit them.
     objective.forward = accelerator.autocast()(objective.forward)
     return objective
 
