@@ -22,8 +22,10 @@ ROUNDS = 5
 
 
 def linear_matrices(model: nn.Module) -> set[Tensor]:
-    """The weights that Muon takes: those of `nn.Linear`. Heads and embedders that are linear
-    layers are among them; lookup tables, queries and per-embodiment tables stay with AdamW."""
+    """The weights that Muon takes: those of `nn.Linear`, in heads and embedders too.
+
+    Lookup tables, queries and per-embodiment tables stay with AdamW.
+    """
     return {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
 
 
