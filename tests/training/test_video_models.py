@@ -25,7 +25,7 @@ MODELS = {"light_wam": replace(LIGHT, **ONE_VIEW), "fast_wam": replace(FAST, **O
 @pytest.fixture(scope="module", params=list(MODELS))
 def trained(request, disc_recording, tmp_path_factory) -> tuple[str, Path]:
     name, folder = request.param, tmp_path_factory.mktemp(request.param) / "run"
-    train(short_run(video_policy(name, MODELS[name], "disc", policy_steps=2), disc_recording, folder))
+    train(short_run(video_policy(name, MODELS[name], "disc", policy_steps=100), disc_recording, folder))
     return name, folder
 
 
