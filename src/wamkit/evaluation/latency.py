@@ -6,9 +6,10 @@ uint8 pictures, state and words on the host to physical actions on the host.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,16 +107,27 @@ def calls_of(protocol: Protocol, seconds: float) -> int:
     return max(1, min(wanted, int(protocol.measure_s / max(seconds, 1e-9))))
 
 
-def measure(call: Call, count: int, protocol: Protocol) -> np.ndarray:
-    """Seconds of ``count`` calls over the ring, float64; the garbage collector waits."""
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """The garbage collector runs once, and then waits."""
     collects = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        return np.array([timed(call, index % protocol.ring) for index in range(count)])
+        yield
     finally:
         if collects:
             gc.enable()
+
+
+def measure(call: Call, count: int, protocol: Protocol) -> np.ndarray:
+    """Seconds of ``count`` calls over the ring, float64; the garbage collector waits."""
+    with uncollected():
+        return _seconds(call, count, protocol)
+
+
+def _seconds(call: Call, count: int, protocol: Protocol) -> np.ndarray:
+    return np.array([timed(call, index % protocol.ring) for index in range(count)])
 
 
 def bootstrap(
@@ -199,7 +211,8 @@ def compare(first: Call, second: Call, protocol: Protocol) -> dict[str, Any]:
     if protocol.measure_s is not None:
         count = min(asked, int(protocol.measure_s / max(sum(both), 1e-9)))
     share = max(1, count // (2 * ROUNDS))
-    rounds = [[measure(call, share, protocol) for call in (first, second, second, first)] for _ in range(ROUNDS)]
+    with uncollected():
+        rounds = [[_seconds(call, share, protocol) for call in (first, second, second, first)] for _ in range(ROUNDS)]
     a_rounds, b_rounds = (
         [np.concatenate([blocks[index] for index in indices]) for blocks in rounds] for indices in ((0, 3), (1, 2))
     )
