@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ def test_a_run_is_logged_and_continued(tmp_path, monkeypatch):
         log.close()
         newest = max((tmp_path / "wandb").glob("offline-run-*"), key=lambda folder: folder.stat().st_mtime_ns)
         found.append(logged(newest))
+        time.sleep(1.0)  # wandb names a run's folder by the second, and no training is resumed within one
     assert found[0][1] == found[1][1] == (tmp_path / "wandb_run_id.txt").read_text()
     rows = [row for rows, _ in found for row in rows]
     assert [(row["step"], row["policy/loss"]) for row in rows] == [(step, 1.0 / step) for step in (1, 2, 3, 4)]
