@@ -28,4 +28,4 @@ def light_wam_libero() -> TrainConfig:
     ``wam train light_wam_libero --dataset.roots DIR``. Published LIBERO data sets in LeRobot's format train the same
     way; docs/libero.md says what to tell of their cameras.
     """
-    return video_policy("light_wam", libero_model(), "libero", policy_steps=1200)
+    return video_policy("light_wam", libero_model(), "libero", policy_steps=800)
