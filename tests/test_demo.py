@@ -9,7 +9,7 @@ import pytest
 from wamkit.cli.demo import TASKS, DemoArguments, demo_config
 from wamkit.data.lerobot import LeRobotSource
 
-pytestmark = [pytest.mark.slow, pytest.mark.sim, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.sim]
 
 
 def test_the_whole_road(tmp_path):
