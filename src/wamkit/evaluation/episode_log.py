@@ -34,8 +34,6 @@ class EpisodeLog:
             self._rewrite([json.dumps(fingerprint) + "\n"])
             return
         before = json.loads(whole[0])
-        # What was begun before this was kept: its policy computed whichever episodes waited.
-        before.setdefault("forward_size", fingerprint.get("forward_size"))
         self._refuse_other(before, fingerprint)
         self._rewrite(
             [json.dumps({**fingerprint, "arms": {**before["arms"], **fingerprint["arms"]}}) + "\n", *whole[1:]]
