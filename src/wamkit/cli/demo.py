@@ -158,7 +158,10 @@ def _latency(arguments: DemoArguments) -> str:
     from wamkit.inference.policy import checkpoint_folder, load
 
     folder = checkpoint_folder(arguments.output_dir)
-    measured = short_latency(load(folder, runtime=True), GLANCE)
+    protocol = GLANCE
+    if arguments.toy:
+        protocol = dataclasses.replace(GLANCE, window=1, least_warm_up=1, most_warm_up=3, calls=2, slow_calls=2)
+    measured = short_latency(load(folder, runtime=True), protocol)
     record = collect(checkpoint=folder, seeds=[arguments.seed])
     write_json(arguments.output_dir / LATENCY_FILE, measured | {"provenance": record})
     return ""
