@@ -137,7 +137,7 @@ def imagined(options: argparse.Namespace, seed: int, checkpoint: Path) -> dict[s
     """Of one checkpoint, on demonstrations that nobody has learned from."""
     policy = load(checkpoint, embodiment="metaworld", rate_hz=closed_loop.NATIVE_HZ)
     config = policy.model.config
-    root = closed_loop.record(options, config.cameras, unseen=1 if options.toy else 5)
+    root = closed_loop.record(options, config.cameras, unseen=2 if options.toy else 5)
     spec = WindowSpec(
         frame_offsets_s=config.frame_offsets_s,
         cameras=config.cameras,

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+TASK = "door-open-v3"
+
+
+@pytest.fixture(scope="module")
+def _recorded(benchmark, rendering, tmp_path_factory) -> Path:
+    closed_loop, folder = benchmark("_closed_loop"), tmp_path_factory.mktemp("recorded")
+    flags = ["--toy", "--tasks", TASK, "--output_dir", str(folder)]
+    options = closed_loop.parsed(closed_loop.parser("", [TASK], "recorded"), flags)
+    closed_loop.record(options, ("corner2_near",))
+    closed_loop.record(options, ("corner2_near",), unseen=2)
+    return folder
+
+
+@pytest.fixture
+def toy_flags(_recorded, tmp_path) -> Callable[..., list[str]]:
+    """Flags of a toy experiment into this test's folder, where its demonstrations are already; and of which kinds."""
+
+    def flags(*kinds: str) -> list[str]:
+        for kind in ("recordings", *kinds):
+            shutil.copytree(_recorded / kind, tmp_path / kind)
+        return ["--toy", "--json", "--tasks", TASK, "--output_dir", str(tmp_path)]
+
+    return flags
 
 
 @pytest.mark.parametrize("preset_name", ["tiny", "small"])
@@ -81,9 +106,8 @@ def test_the_arms_of_mixed_frequency_differ_in_code_and_data_alone(benchmark):
 @pytest.mark.slow
 @pytest.mark.sim
 @pytest.mark.timeout(300)
-@pytest.mark.usefixtures("rendering")
-def test_closed_loop_experiments_run_and_resume(benchmark, tmp_path, last_line):
-    flags = ["--toy", "--json", "--output_dir", str(tmp_path)]
+def test_closed_loop_experiments_run_and_resume(benchmark, tmp_path, toy_flags, last_line):
+    flags = toy_flags()
     mixed_frequency, ablation = benchmark("mixed_frequency"), benchmark("ablation")
     mixed_frequency.main(flags)
     result = last_line()
@@ -99,13 +123,12 @@ def test_closed_loop_experiments_run_and_resume(benchmark, tmp_path, last_line):
     # The second experiment into the same folder: recording and shared stages are there, and are not touched.
     shared = tmp_path / "shared/seed0/checkpoints/last/pretrained_model/model.safetensors"
     before = shared.stat().st_mtime_ns
-    tasks = ["--tasks", mixed_frequency.TASKS[0]]
-    ablation.main([*flags, *tasks, "--arms", "no_world_model"])
+    ablation.main([*flags, "--arms", "no_world_model"])
     first = last_line()
     assert list(first["arms"]) == ["lawam", "no_world_model"]
     assert shared.stat().st_mtime_ns == before
     count = len((tmp_path / "evaluation/seed0/episodes.jsonl").read_text().splitlines())
-    ablation.main([*flags, *tasks, "--arms", "no_world_model"])
+    ablation.main([*flags, "--arms", "no_world_model"])
     assert last_line()["arms"] == first["arms"]
     assert len((tmp_path / "evaluation/seed0/episodes.jsonl").read_text().splitlines()) == count
 
@@ -125,9 +148,8 @@ def test_closed_loop_experiments_run_and_resume(benchmark, tmp_path, last_line):
 @pytest.mark.slow
 @pytest.mark.sim
 @pytest.mark.timeout(300)
-@pytest.mark.usefixtures("rendering")
-def test_video_experiments_run_and_share_their_first_stages(benchmark, tmp_path, last_line):
-    flags = ["--toy", "--json", "--output_dir", str(tmp_path)]
+def test_video_experiments_run_and_share_their_first_stages(benchmark, tmp_path, toy_flags, last_line):
+    flags = toy_flags("unseen")
     downsampling = benchmark("downsampling")
     downsampling.main(flags)
     result = last_line()
@@ -140,8 +162,7 @@ def test_video_experiments_run_and_share_their_first_stages(benchmark, tmp_path,
     # Another model on the same backbone: recording and first stages are there, and are not touched.
     shared = tmp_path / "shared_video/seed0/checkpoints/last/pretrained_model/model.safetensors"
     before = shared.stat().st_mtime_ns
-    tasks = ["--tasks", *downsampling.TASKS]
-    benchmark("auxiliary_video").main([*flags, *tasks, "--arms", "fast_wam_no_video"])
+    benchmark("auxiliary_video").main([*flags, "--arms", "fast_wam_no_video"])
     assert list(last_line()["arms"]) == ["fast_wam_no_video"]
     assert shared.stat().st_mtime_ns == before
 
@@ -266,9 +287,8 @@ def test_a_copy_without_actions_is_still_a_recording(benchmark, tmp_path):
 @pytest.mark.slow
 @pytest.mark.sim
 @pytest.mark.timeout(300)
-@pytest.mark.usefixtures("rendering")
-def test_repwams_experiments_run(benchmark, tmp_path, last_line):
-    flags = ["--toy", "--json", "--output_dir", str(tmp_path)]
+def test_repwams_experiments_run(benchmark, toy_flags, last_line):
+    flags = toy_flags("unseen")
     benchmark("repwam").main([*flags, "--experiment", "action_free", "--arms", "mixture"])
     result = last_line()
     assert list(result["arms"]) == ["mixture"]

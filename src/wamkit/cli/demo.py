@@ -53,10 +53,9 @@ def run(argv: Sequence[str]) -> int:
         seconds[name] = time.monotonic() - started
         return said
 
-    episodes = 2 if arguments.toy else 25
-    timed("record", lambda: _record(recordings, episodes, arguments.seed))
+    timed("record", lambda: _record(recordings, arguments, 2 if arguments.toy else 25))
     # The world model is measured on demonstrations of their own, so that the policy may learn from all of its own.
-    timed("record unseen", lambda: _record(unseen, 1 if arguments.toy else 5, arguments.seed + UNSEEN))
+    timed("record unseen", lambda: _record(unseen, arguments, 1 if arguments.toy else 5, UNSEEN))
     timed("train", lambda: _train(recordings, arguments))
     print(timed("imagine", lambda: _imagine(unseen, arguments)))
     table = timed("evaluate", lambda: _evaluate(arguments))
@@ -87,7 +86,7 @@ def demo_config(recordings: Path, arguments: DemoArguments) -> TrainConfig:
     )
 
 
-def _record(recordings: Path, episodes: int, seed: int) -> str:
+def _record(recordings: Path, arguments: DemoArguments, episodes: int, beyond: int = 0) -> str:
     from wamkit.cli.progress import progress_bar
     from wamkit.cli.train import load_recipe
     from wamkit.envs.recording import record_episodes
@@ -99,9 +98,11 @@ def _record(recordings: Path, episodes: int, seed: int) -> str:
             TASKS,
             recordings,
             episodes=episodes,
-            seed=seed,
+            seed=arguments.seed + beyond,
             resolution=window.resolution,
             cameras=window.cameras,
+            # So few episodes are recorded here sooner than processes of their own start.
+            workers=0 if arguments.toy else None,
             resume=True,
             progress=progress,
         )
