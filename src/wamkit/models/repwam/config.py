@@ -81,10 +81,11 @@ def preset(name: str) -> RepWAMConfig:
     if name == "tiny":
         return RepWAMConfig(
             # Clips of 5 latent frames: with a wider window every frame would see its first picture in training, and
-            # hardly one does while a robot acts.
-            **_own(latent_width=48, width=96, layers=2, representation=64, window=2),
+            # hardly one does while a robot acts. A token is four cells of 16 channels, half the visual expert's width:
+            # noise that does not fit through an expert cannot be predicted by it, and little room is left for more.
+            **_own(latent_width=16, width=96, layers=2, representation=64, window=2),
             text=byte_text(64, max_tokens=64),
-            video=_video(48, heads=4, head_width=32, mlp_width=384, layers=6, text_width=64),
+            video=_video(16, heads=4, head_width=32, mlp_width=384, layers=6, text_width=64),
             action=OwnExpert(action_dim=32, width=96, mlp_width=256),
             **_metaworld(training_frames=4, window=2),
         )
