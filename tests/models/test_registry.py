@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import pytest
 import torch
 from micro_weights import other_future
@@ -54,6 +56,16 @@ def test_imagine(model):
     assert future.values.shape[0] == 2
     assert future.values.shape[2:] == future.present.shape[1:]
     assert (future.times > 0).all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", model_names())
+def test_a_video_token_and_its_noise_fit_through_the_expert(name, preset):
+    """The velocity holds a token's own noise: an expert narrower than that cannot learn to predict it."""
+    video = getattr(model_class(name).preset(preset), "video", None)
+    if video is None:
+        pytest.skip(f"{name} predicts no video")
+    assert prod(video.patch) * video.channels <= video.heads * video.head_width / 2
 
 
 def test_unknown_stages_are_refused(model):

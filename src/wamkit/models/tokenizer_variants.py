@@ -40,9 +40,9 @@ def _aligned(config: RepWAMConfig, alignment: AlignmentKind) -> RepWAMConfig:
 
 
 def _wan(config: RepWAMConfig) -> RepWAMConfig:
-    """Wan2.2's published VAE where the representation is a published one too, else a small one of its class."""
-    _repvitok(config)
-    vae: WanVAEConfig = wan22_vae() if isinstance(config.representation, DINOv3Config) else compact_vae(VAE_WIDTH)
+    """Wan2.2's published VAE where the representation is a published one too, else a small one, equally wide."""
+    own, published = _repvitok(config), isinstance(config.representation, DINOv3Config)
+    vae: WanVAEConfig = wan22_vae() if published else compact_vae(VAE_WIDTH, channels=own.latent_width)
     return replace(config, tokenizer=vae, representation=None, video=replace(config.video, channels=vae.channels))
 
 

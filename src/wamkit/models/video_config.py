@@ -65,11 +65,11 @@ def byte_text(width: int, *, max_tokens: int, layers: int = 2) -> UMT5Settings:
     )
 
 
-def compact_vae(width: int) -> WanVAEConfig:
-    """A VAE of Wan2.2's kind, 16 x 16 x 4 pixels to 48 channels, at a small width, trained on the run's own frames."""
+def compact_vae(width: int, *, channels: int = 48) -> WanVAEConfig:
+    """A VAE of Wan2.2's kind, 16 x 16 x 4 pixels to a cell, at a small width, trained on the run's own frames."""
     return WanVAEConfig(
         weights=None,
-        channels=48,
+        channels=channels,
         width=width,
         multipliers=(1, 2, 2),
         residual_blocks=1,

@@ -82,7 +82,7 @@ def preset(name: str) -> LingBotVAConfig:
         video = VideoDiTConfig(
             weights=None,
             patch=(1, 2, 2),
-            channels=48,
+            channels=16,
             heads=4,
             head_width=32,
             mlp_width=384,
@@ -90,7 +90,8 @@ def preset(name: str) -> LingBotVAConfig:
             text_width=64,
         )
         return LingBotVAConfig(
-            tokenizer=compact_vae(16),
+            # Four cells a token: with 48 channels their noise would not fit through the expert.
+            tokenizer=compact_vae(16, channels=16),
             text=byte_text(64, max_tokens=64),
             video=video,
             action=OwnExpert(action_dim=32, width=96, mlp_width=256),

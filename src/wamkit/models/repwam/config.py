@@ -72,17 +72,16 @@ def preset(name: str) -> RepWAMConfig:
         )
     if name == "small":
         return RepWAMConfig(
-            **_own(latent_width=96, width=256, layers=4, representation=192, window=5),
+            **_own(latent_width=32, width=256, layers=4, representation=192, window=5),
             text=byte_text(256, max_tokens=128),
-            video=_video(96, heads=6, head_width=64, mlp_width=1024, layers=12, text_width=256),
+            video=_video(32, heads=6, head_width=64, mlp_width=1024, layers=12, text_width=256),
             action=OwnExpert(action_dim=16, width=192, mlp_width=768),
             **_metaworld(training_frames=8, window=4),
         )
     if name == "tiny":
         return RepWAMConfig(
             # Clips of 5 latent frames: with a wider window every frame would see its first picture in training, and
-            # hardly one does while a robot acts. A token is four cells of 16 channels, half the visual expert's width:
-            # noise that does not fit through an expert cannot be predicted by it, and little room is left for more.
+            # hardly one does while a robot acts.
             **_own(latent_width=16, width=96, layers=2, representation=64, window=2),
             text=byte_text(64, max_tokens=64),
             video=_video(16, heads=4, head_width=32, mlp_width=384, layers=6, text_width=64),
@@ -116,7 +115,11 @@ def _own(*, latent_width: int, width: int, layers: int, representation: int, win
 
 
 def _video(channels: int, **sizes: int) -> VideoDiTConfig:
-    """Four cells a token: a quarter of the paper's tokens, for presets that must be cheap."""
+    """Four cells a token: a quarter of the paper's tokens, for presets that must be cheap.
+
+    Few channels, so that a token takes at most half of the expert's width: the velocity holds the token's own noise,
+    which an expert can only predict where it fits through.
+    """
     return VideoDiTConfig(weights=None, patch=(1, 2, 2), channels=channels, **sizes)
 
 
