@@ -203,11 +203,11 @@ def test_the_hash_follows_the_numbers():
     assert fitted("MEAN_STD").statistics_hash() in hashes
 
 
-@pytest.mark.parametrize("content", [None, "{", "{}", '{"steps": []}', '{"wamkit": {"modes": {}}}'])
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"steps": []}', '{"wamkit": {"modes": {}}}'])
 def test_missing_and_broken_files(tmp_path, content):
     if content is not None:
         (tmp_path / "policy_preprocessor.json").write_text(content)
-    with pytest.raises(NormalizationError, match=r"cannot be read as normalisation statistics|normalises nothing"):
+    with pytest.raises(NormalizationError, match=r"cannot be read|normalises nothing"):
         Normalizer.load(tmp_path)
 
 

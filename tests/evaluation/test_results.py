@@ -125,7 +125,7 @@ def test_load_errors_say_what_to_do(tmp_path):
     with pytest.raises(ResultsError, match="wam eval"):
         load_eval(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ResultsError, match="not JSON"):
+    with pytest.raises(ResultsError, match=r"bad.json cannot be read .*: delete it"):
         load_eval(tmp_path / "bad.json")
     with pytest.raises(ResultsError, match="a list"):
         load_eval(write_json(tmp_path / "list.json", []))

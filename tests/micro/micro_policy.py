@@ -14,8 +14,9 @@ from wamkit.configuration import to_dict
 from wamkit.data.contract_terms import BodyContract, CameraContract, Contract, VectorContract
 from wamkit.data.normalize import ACTION, STATE, Normalizer
 from wamkit.inference.policy import Policy
+from wamkit.json_files import write_json
 from wamkit.models.lawam import LaWAM
-from wamkit.training.checkpoint import WEIGHTS, save_weights, write_json
+from wamkit.training.checkpoint import WEIGHTS, save_weights
 
 CAMERA, SIDE, HORIZON = "front", LAWAM.encoder.resolution, LAWAM.horizon_s
 CONFIG = replace(

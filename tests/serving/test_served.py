@@ -27,11 +27,12 @@ from wamkit.errors import WamkitError
 from wamkit.evaluation.provenance import checkpoint_record
 from wamkit.inference.monitor_calibration import Calibration, Scale
 from wamkit.inference.policy import Policy, load
+from wamkit.json_files import write_json
 from wamkit.models import registry
 from wamkit.serving.batching import Item
 from wamkit.serving.logs import LOGGER
 from wamkit.serving.served import ServedPolicy
-from wamkit.training.checkpoint import WEIGHTS, save_weights, write_json
+from wamkit.training.checkpoint import WEIGHTS, save_weights
 
 CAMERA, SIZE = "corner2_near", (128, 128)
 SCENE = np.broadcast_to(np.linspace(20, 230, 128)[:, None, None], (*SIZE, 3)).astype(np.uint8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from wamkit.cli.groups import DatasetFlags, PolicyFlags
 from wamkit.cli.parsing import parse
 from wamkit.errors import WamkitError
+from wamkit.json_files import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +69,8 @@ def imagine(arguments: ImagineArguments) -> str:
 
     folder = checkpoint_folder(arguments.policy.path)
     policy = load(folder, device=arguments.device)
-    config = TrainConfig.from_dict(json.loads((folder / "train_config.json").read_text()))
+    mend = "name a checkpoint that `wam train` wrote, or copy it again."
+    config = TrainConfig.from_dict(read_json(folder / "train_config.json", WamkitError, mend))
     source = LeRobotSource(arguments.dataset.root)
     windows, episodes, rows = held_out_windows(arguments, policy, config, source)
     record = collect(checkpoint=folder, config=arguments, seeds=[arguments.seed])

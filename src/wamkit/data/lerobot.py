@@ -27,8 +27,9 @@ from wamkit.data.lerobot_files import (
     existing,
     is_depth,
     read_episode_table,
+    read_extra,
     read_info,
-    read_json,
+    read_meta,
     read_parquet,
 )
 from wamkit.data.video import VideoError, frames_at
@@ -84,7 +85,7 @@ class LeRobotSource:
         self.root = Path(root)
         self.repo_id = repo_id or self.root.name
         self.info = read_info(self.root)
-        self.extra = read_json(self.root / EXTRA_PATH) if (self.root / EXTRA_PATH).is_file() else {}
+        self.extra = read_extra(self.root)
         self.features: dict[str, dict[str, Any]] = self.info["features"]
         self.fps = float(self.info["fps"])
         """Rows per second."""
@@ -147,7 +148,7 @@ class LeRobotSource:
         path = self.root / "meta/stats.json"
         if not path.is_file():
             return {}
-        stats = read_json(path)
+        stats = read_meta(path)
         return {
             feature: {name: np.atleast_1d(np.asarray(value)) for name, value in values.items()}
             for feature, values in stats.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wamkit.errors import WamkitError
+from wamkit.json_files import read_json
 
 CODEBASE_VERSION = "v3.0"
 IMAGE_PREFIX = "observation.images."
@@ -44,7 +44,7 @@ def read_info(root: Path) -> dict[str, Any]:
     path = root / "meta/info.json"
     if not path.is_file():
         raise DatasetError(f"{root} is not a LeRobotDataset (no meta/info.json): convert it with `wam import {root}`.")
-    info = read_json(path)
+    info = read_meta(path)
     version = str(info.get("codebase_version", "unknown"))
     if not version.startswith("v3."):
         raise DatasetError(
@@ -53,14 +53,15 @@ def read_info(root: Path) -> dict[str, Any]:
     return info
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_meta(path: Path) -> dict[str, Any]:
     """A JSON file of a data set."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DatasetError(
-            f"{path} cannot be read ({error}): restore the file; if a recording was interrupted, resume it."
-        ) from error
+    return read_json(path, DatasetError, "restore the file; if a recording was interrupted, resume it.")
+
+
+def read_extra(root: Path) -> dict[str, Any]:
+    """What ``meta/wamkit.json`` says of a data set; empty where there is none, as in those of others."""
+    path = root / EXTRA_PATH
+    return read_json(path, DatasetError, "restore the file, or record or import again.") if path.is_file() else {}
 
 
 def existing(path: Path) -> Path:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from wamkit.data.statistics import MIN_SCALE, MODES, Affine, NormalizationError, Statistics, affine_of, apply_affine
 from wamkit.errors import suggest
+from wamkit.json_files import read_json, write_json
 
 STATE = "observation.state"
 ACTION = "action"
@@ -190,7 +191,7 @@ class Normalizer:
                 entry["config"] = {}
             steps = [*_BEFORE[name], entry, *_AFTER[name]] if single else [entry]
             described = {"name": name, "steps": steps, _EXTRA: extra}
-            (directory / f"{name}.json").write_text(json.dumps(described, indent=2) + "\n")
+            write_json(directory / f"{name}.json", described)
 
     @classmethod
     def load(cls, directory: Path | str, *, embodiment: str = "custom") -> Normalizer:
@@ -203,17 +204,16 @@ class Normalizer:
         Raises:
             NormalizationError: If a file is missing or broken, or a statistic is missing or not finite.
         """
-        path = Path(directory) / f"{PREPROCESSOR}.json"
+        path, mend = Path(directory) / f"{PREPROCESSOR}.json", "use a complete checkpoint folder."
+        described = read_json(path, NormalizationError, mend)
         try:
-            described = json.loads(path.read_text())
             if _EXTRA in described:
                 extra = described[_EXTRA]
                 return cls(extra["statistics"], extra["modes"], rates=extra["rates"], min_scale=extra["min_scale"])
             return cls(*_read_foreign(path, described, embodiment))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise NormalizationError(
-                f"{path} cannot be read as normalisation statistics ({type(error).__name__}: {error}): use a complete "
-                "checkpoint folder."
+                f"{path} cannot be read as normalisation statistics ({type(error).__name__}: {error}): {mend}"
             ) from error
 
     def _lerobot_config(self, embodiment: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ reference appends to one file and writes its footer at the end: a killed recordi
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +18,10 @@ from av.error import FFmpegError
 
 from wamkit.data.embodiments import embodiment_id
 from wamkit.data.episode_encoder import EpisodeEncoder
-from wamkit.data.lerobot_files import EXTRA_PATH, IMAGE_PREFIX, SUCCESS_FEATURE, DatasetError
-from wamkit.data.recovery import MARKER_PATH, recover, write_exact_statistics, write_json
+from wamkit.data.lerobot_files import EXTRA_PATH, IMAGE_PREFIX, SUCCESS_FEATURE, DatasetError, read_extra
+from wamkit.data.recovery import MARKER_PATH, recover, write_exact_statistics
 from wamkit.errors import suggest
+from wamkit.json_files import write_json
 
 KEY_FRAME_DISTANCE = 2  # random access decodes at most two frames
 QUALITY_CRF = 18
@@ -218,8 +218,7 @@ class LeRobotRecorder:
 
     def set_metadata(self, **entries: Any) -> None:
         """Sets entries of ``meta/wamkit.json`` at once."""
-        path = self.root / EXTRA_PATH
-        write_json(path, {**json.loads(path.read_text()), **entries})
+        write_json(self.root / EXTRA_PATH, {**read_extra(self.root), **entries})
 
     def discard_episode(self) -> None:
         """Throws the running episode away."""

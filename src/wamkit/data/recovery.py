@@ -7,8 +7,6 @@ the episode that it was saving, and the small files of totals, which are rebuilt
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,16 +19,10 @@ from av.error import FFmpegError
 
 from wamkit.data.lerobot import LeRobotSource
 from wamkit.data.lerobot_files import IMAGE_PREFIX, DatasetError
+from wamkit.json_files import read_json, write_json
 
 MARKER_PATH = Path("meta/recording.json")
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file so that a kill leaves either the old or the new content."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=4))
-    os.replace(temporary, path)
 
 
 def recover(root: Path) -> int:
@@ -51,10 +43,7 @@ def recover(root: Path) -> int:
     marker = root / MARKER_PATH
     if not marker.is_file():
         return len(LeRobotSource(root).episodes)
-    try:
-        info = json.loads(marker.read_text())
-    except ValueError as error:
-        raise DatasetError(f"{marker} cannot be read ({error}): restore it, or record again.") from error
+    info = read_json(marker, DatasetError, "restore the file, or record again.")
     episodes = _finished_episodes(root, info)
     _remove_leftovers(root, info, episodes)
     tasks = _restore_tasks(root, info, episodes)

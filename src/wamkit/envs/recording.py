@@ -22,6 +22,7 @@ from wamkit.envs.base import EnvError, Environment, EnvSpec
 from wamkit.envs.demonstration import Demonstration, DemonstrationSettings, demonstrate, picture_stride
 from wamkit.envs.registry import instruction, make_env
 from wamkit.envs.worker_process import prepare_worker
+from wamkit.json_files import read_json_lines, write_json_lines
 
 TRIALS_PATH = Path("meta/trials.jsonl")
 """Beside LeRobot's metadata: which trial each episode is, and which were dropped."""
@@ -198,18 +199,18 @@ class _Recording:
         return env.description
 
     def _read_log(self) -> list[dict[str, Any]]:
-        from wamkit.data.lerobot import EXTRA_PATH
+        from wamkit.data.lerobot_files import read_extra
 
-        extra, log = self.root / EXTRA_PATH, self.root / TRIALS_PATH
-        before = json.loads(extra.read_text()).get("recording") if extra.is_file() else None
+        log = self.root / TRIALS_PATH
+        before = read_extra(self.root).get("recording")
         for key, value in self.settings.items():
             if before is not None and before.get(key) != value:
                 raise EnvError(
                     f"{self.root} was recorded with {key}={before.get(key)!r}, not {value!r}: "
                     "resume with the same settings, or record into another folder."
                 )
-        lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        mend = "restore the file, or record into another folder."
+        return read_json_lines(log, EnvError, mend, may_be_cut=True) if log.is_file() else []
 
     def run(self, workers: int) -> RecordingSummary:
         start = time.perf_counter()
@@ -259,6 +260,7 @@ class _Recording:
                 f"{self.root} holds {recorder.episodes} episodes but its {TRIALS_PATH} knows {stored}: "
                 "it was changed since; record into another folder."
             )
+        write_json_lines(self.root / TRIALS_PATH, self.log)  # without a last line that a kill cut short
         with (self.root / TRIALS_PATH).open("a") as log:
             for position, task in enumerate(self.tasks):
                 while self._count(task, True) < self.episodes:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from wamkit.evaluation.arms import EvaluationError
+from wamkit.json_files import read_json_lines, write_json_lines
+
+_MEND = (
+    "an episode whose line is deleted is run again; without the first line, which holds the settings, choose another "
+    "output folder."
+)
 
 
 class EpisodeLog:
@@ -28,19 +33,13 @@ class EpisodeLog:
         output_dir.mkdir(parents=True, exist_ok=True)
         if self.path.exists() and not resume:
             raise EvaluationError(f"{self.path} exists: resume that evaluation, or choose another output folder.")
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]  # a kill can cut the last one
-        if not whole:
-            self._rewrite([json.dumps(fingerprint) + "\n"])
-            return
-        before = json.loads(whole[0])
-        self._refuse_other(before, fingerprint)
-        self._rewrite(
-            [json.dumps({**fingerprint, "arms": {**before["arms"], **fingerprint["arms"]}}) + "\n", *whole[1:]]
-        )
-        for line in whole[1:]:
-            episode = json.loads(line)
-            self.done[episode["arm"], episode["task"], episode["trial"]] = episode
+        lines = read_json_lines(self.path, EvaluationError, _MEND, may_be_cut=True) if self.path.exists() else []
+        if lines:
+            before, *episodes = lines
+            self._refuse_other(before, fingerprint)
+            fingerprint = {**fingerprint, "arms": {**before["arms"], **fingerprint["arms"]}}
+            self.done = {(episode["arm"], episode["task"], episode["trial"]): episode for episode in episodes}
+        write_json_lines(self.path, [fingerprint, *self.done.values()])
 
     def _refuse_other(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         pairs = [(key, before.get(key), value) for key, value in now.items() if key != "arms"]
@@ -54,11 +53,6 @@ class EpisodeLog:
                     f"{self.path} was begun with {name}={old!r}, not {new!r}: "
                     "resume with the same settings, or choose another output folder."
                 )
-
-    def _rewrite(self, lines: list[str]) -> None:
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text("".join(lines))
-        os.replace(temporary, self.path)
 
     def append(self, episode: dict[str, Any]) -> None:
         """Keep a finished episode."""

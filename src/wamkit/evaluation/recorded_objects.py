@@ -7,7 +7,6 @@ positions say whether it was the same episode.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from wamkit.envs.base import EnvError, Environment
 from wamkit.envs.recording import TRIALS_PATH
 from wamkit.envs.registry import ENV_TYPES, make_env
 from wamkit.evaluation.world_metrics import WorldMetricsError
+from wamkit.json_files import read_json_lines
 
 EXECUTED = "action_executed"
 AGREEMENT_M = 1e-3
@@ -101,7 +101,7 @@ def _trials(source: LeRobotSource) -> tuple[list[tuple[str, int]], str, dict[str
     settings = source.extra.get("recording")
     if made_by not in ENV_TYPES or what != "expert" or not log.is_file() or not isinstance(settings, Mapping):
         raise WorldMetricsError(f"{source.root} is no recording of a simulator's expert: nobody knows its objects.")
-    lines = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
+    lines = read_json_lines(log, WorldMetricsError, "restore the file, or record again.", may_be_cut=True)
     trials = [(str(line["task"]), int(line["trial"])) for line in lines if line["success"]]
     if len(trials) != len(source.episodes):
         raise WorldMetricsError(

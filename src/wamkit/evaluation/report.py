@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from wamkit.evaluation.report_figures import (
 )
 from wamkit.evaluation.report_media import ReportFigure, ReportVideo, gallery, image_entry, videos_from_eval
 from wamkit.evaluation.results import load_eval, load_json, validate_eval
+from wamkit.json_files import read_json_lines
 
 __all__ = ["ReportFigure", "ReportVideo", "videos_from_eval", "write_report"]
 
@@ -175,25 +175,16 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix, "unknown" if value is None else str(value))]
 
 
-def _records(logs: Any) -> list[Mapping[str, Any]]:
+def _records(logs: Any) -> Sequence[Mapping[str, Any]]:
     """Training records from a ``train_log.jsonl``, a sequence of records, or a sequence of either."""
     if isinstance(logs, Mapping):
         return [logs]
     if not isinstance(logs, (str, Path)):
         return [record for item in logs for record in _records(item)]
-    try:
-        lines = Path(logs).read_text().splitlines()
-    except FileNotFoundError:
-        raise WamkitError(f"There is no training log {logs}: leave it out or train with this --output_dir.") from None
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number == len(lines):
-                break  # a run that was killed leaves half a line at the end
-            raise WamkitError(f"Line {number} of {logs} is not JSON: delete that line.") from None
-    return records
+    log = Path(logs)
+    if not log.exists():
+        raise WamkitError(f"There is no training log {log}: leave it out or train with this --output_dir.")
+    return read_json_lines(log, WamkitError, "delete that line.", may_be_cut=True)
 
 
 def write_report(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from wamkit.errors import WamkitError, suggest
 from wamkit.evaluation.instruction_swap import instruction_swap
 from wamkit.evaluation.statistics import StatisticsError, compare, holm, rates_by, success_rate
+from wamkit.json_files import read_json, replace_text
 
 EPISODE_FIELDS: dict[str, type | tuple[type, ...]] = {
     "arm": str,
@@ -36,7 +35,7 @@ class ResultsError(WamkitError):
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Write JSON so that a reader sees the old file or the new one, and refuse what JSON cannot hold (NaN).
+    """Write JSON for people to read, whole or not at all, and refuse what it cannot hold (NaN).
 
     Args:
         path: The file; its folder is made.
@@ -48,17 +47,7 @@ def write_json(path: Path, value: Any) -> Path:
     path = Path(path)
     refuse_non_finite(value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(_laid_out(value) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp makes it private; a result is for everyone
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_text(path, _laid_out(value) + "\n")
     return path
 
 
@@ -242,13 +231,9 @@ def load_eval(path: Path) -> dict[str, Any]:
     return validate_eval(load_json(path))
 
 
-def load_json(path: Path) -> Any:
-    """Read a JSON file, with errors that say what to do."""
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise ResultsError(
-            f"There is no {path}: run `wam eval` or `wam imagine` with this --output_dir first."
-        ) from None
-    except json.JSONDecodeError as error:
-        raise ResultsError(f"{path} is not JSON ({error}): delete it and run again.") from None
+def load_json(path: Path) -> dict[str, Any]:
+    """Read a result, with errors that say what to do."""
+    path = Path(path)
+    if not path.exists():
+        raise ResultsError(f"There is no {path}: run `wam eval` or `wam imagine` with this --output_dir first.")
+    return read_json(path, ResultsError, "delete it and run again.")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from wamkit.inference.errors import PolicyError
+from wamkit.json_files import read_json
 
 LEROBOT_KEYS = frozenset(
     {
@@ -31,12 +31,7 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
         raise PolicyError(
             f"{folder} is no checkpoint: it has no config.json; name a folder such as RUN/checkpoints/last"
         )
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise PolicyError(f"{path} cannot be read ({error}); copy the checkpoint again, or name another") from error
-    if not isinstance(values, dict):
-        raise PolicyError(f"{path} is no checkpoint's: it holds no JSON object; name another checkpoint")
+    values = read_json(path, PolicyError, "copy the checkpoint again, or name another")
     name = values.pop("type", None)
     if name is None:
         raise PolicyError(f"{path} does not say which model it is ('type' is missing)")

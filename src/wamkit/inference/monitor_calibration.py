@@ -10,7 +10,6 @@ checkpoint.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from wamkit.errors import WamkitError, suggest
+from wamkit.json_files import read_json, write_json
 
 Normalisation = Literal["copy_present", "horizon"]
 
@@ -171,7 +171,7 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_json(Path(path), asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -180,13 +180,13 @@ class Calibration:
         Raises:
             MonitorError: the file is missing or is no calibration.
         """
+        mend = "make one with `wam calibrate`."
+        values = read_json(Path(path), MonitorError, mend)
         try:
-            values = json.loads(Path(path).read_text())
-            return cls(**values | {"scale": Scale(**values["scale"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise MonitorError(
-                f"{path} is no calibration of a monitor ({error}): make one with `wam calibrate`."
-            ) from error
+            values["scale"] = Scale(**values["scale"])
+            return cls(**values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise MonitorError(f"{path} is no calibration of a monitor ({error}): {mend}") from error
 
 
 SCALE_SHARE = 4

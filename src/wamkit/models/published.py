@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from wamkit.configuration import from_dict, to_dict
 from wamkit.errors import WamkitError
+from wamkit.json_files import read_json, write_json
 
 WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
@@ -92,7 +92,7 @@ def write_pretrained(destination: Path, model: str, stage: str, config: Any, ten
     """
     destination.mkdir(parents=True, exist_ok=True)
     described = {"type": model, "stage": stage, **to_dict(config)}
-    (destination / _CONFIG).write_text(json.dumps(described, indent=2) + "\n")
+    write_json(destination / _CONFIG, described)
     save_file(dict(tensors), destination / WEIGHTS, metadata={"format": "pt"})
     return destination / WEIGHTS
 
@@ -102,14 +102,23 @@ def pretrained_folders(source: Path) -> tuple[Path, ...]:
     return source, source / "pretrained_model", source / "checkpoints" / "last" / "pretrained_model"
 
 
+def read_beside(file: Path) -> dict[str, Any]:
+    """A JSON file beside published weights.
+
+    Raises:
+        ConversionError: it is damaged.
+    """
+    return read_json(file, ConversionError, "copy the checkpoint again, or name another")
+
+
 def read_pretrained_config[C](folder: Path, model: str, config_class: type[C]) -> C:
     """The config in a ``pretrained_model`` folder of ours.
 
     Raises:
-        ConversionError: there is none, or it is another model's.
+        ConversionError: there is none, it is damaged, or it is another model's.
     """
     file = folder / _CONFIG
-    values = json.loads(file.read_text()) if file.is_file() else {}
+    values = read_beside(file) if file.is_file() else {}
     if values.pop("type", None) != model:
         raise ConversionError(f"{folder} has no config.json of a {model}: name a pretrained_model folder of that model")
     return from_dict(config_class, {k: v for k, v in values.items() if k not in ("stage", "contract")}, _CONFIG)

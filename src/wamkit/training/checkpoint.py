@@ -9,7 +9,6 @@ A checkpoint is written into a hidden sibling, flushed to the disk and renamed: 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from wamkit.json_files import read_json
 from wamkit.training.errors import DiskFullError, ResumeError, is_disk_full
 
 CHECKPOINTS = "checkpoints"
@@ -115,7 +115,7 @@ def prune(output_dir: Path, keep_last: int) -> None:
     """Delete all but the newest ``keep_last`` checkpoints, sparing each stage's final one and that of ``last``."""
     last = last_checkpoint(output_dir)
     for checkpoint in finished_checkpoints(output_dir)[: -max(1, keep_last)]:
-        if checkpoint == last or read_json(checkpoint / TRAINING_STATE / TRAINING_STEP).get("stage_finished"):
+        if checkpoint == last or read_settings(checkpoint / TRAINING_STATE / TRAINING_STEP).get("stage_finished"):
             continue
         # Renamed first, so that a kill midway leaves no checkpoint that looks whole and is not.
         doomed = checkpoint.with_name(f"{_UNFINISHED}pruned-{checkpoint.name}")
@@ -146,21 +146,13 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return tensors | {name: tensors[kept] for name, kept in metadata.items() if name != "format" and kept in tensors}
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON."""
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a checkpoint.
+def read_settings(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint.
 
     Raises:
         ResumeError: it is missing or broken.
     """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ResumeError(f"{path} cannot be read ({error}); use an earlier checkpoint.") from error
+    return read_json(path, ResumeError, "use an earlier checkpoint.")
 
 
 def _flush_tree(folder: Path) -> None:
@@ -181,11 +173,3 @@ def _flush(path: Path) -> None:
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file; none where it is missing."""
     return path.read_text(errors="replace").splitlines() if path.exists() else []
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write ``text`` beside ``path`` and put it in its place in one step."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text)
-    _flush(fresh)
-    os.replace(fresh, path)

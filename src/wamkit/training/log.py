@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from wamkit.training.checkpoint import read_lines, replace_file
+from wamkit.json_files import replace_text
+from wamkit.training.checkpoint import read_lines
 from wamkit.training.distributed import summed
 from wamkit.training.errors import TrainingError, disk_full_as_error
 
@@ -148,7 +149,7 @@ class TrainingLog:
             output_dir.mkdir(parents=True, exist_ok=True)
             kept = [line for line in read_lines(self.path) if _step_of(line) <= step]
             if kept or self.path.exists():
-                replace_file(self.path, "".join(line + "\n" for line in kept))
+                replace_text(self.path, "".join(line + "\n" for line in kept))
             self._file = self.path.open("a")
 
     def write(self, record: Mapping[str, Any]) -> None:

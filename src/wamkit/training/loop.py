@@ -12,7 +12,7 @@ from wamkit.training.checkpoint import (
     LAST,
     PRETRAINED_MODEL,
     last_checkpoint,
-    read_json,
+    read_settings,
     remove_unfinished,
 )
 from wamkit.training.config import TrainConfig
@@ -88,7 +88,7 @@ def _precision(config: TrainConfig) -> str:
     """What "auto" means; a run goes on in the precision that it began in, also on another machine."""
     begun = last_checkpoint(Path(config.output_dir)) if config.resume and config.precision == "auto" else None
     if begun is not None:
-        return read_json(begun / PRETRAINED_MODEL / "train_config.json")["precision"]
+        return read_settings(begun / PRETRAINED_MODEL / "train_config.json")["precision"]
     return resolve_precision(config.precision, config.device)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wamkit.configuration import to_dict
+from wamkit.json_files import write_json
 from wamkit.training.checkpoint import (
     LIVE_PARAMETERS,
     OPTIMIZER_GROUPS,
@@ -21,10 +22,9 @@ from wamkit.training.checkpoint import (
     WEIGHTS,
     last_checkpoint,
     load_weights,
-    read_json,
+    read_settings,
     save_weights,
     write_checkpoint,
-    write_json,
 )
 from wamkit.training.config import TrainConfig, check_resumable
 from wamkit.training.distributed import full_state, set_full_tensor, shared_names
@@ -74,8 +74,8 @@ def find_position(output_dir: Path, config: TrainConfig) -> Position:
     checkpoint = last_checkpoint(output_dir)
     if checkpoint is None:
         return Position()
-    check_resumable(read_json(checkpoint / PRETRAINED_MODEL / "train_config.json"), config.to_dict())
-    stored = read_json(checkpoint / TRAINING_STATE / TRAINING_STEP)
+    check_resumable(read_settings(checkpoint / PRETRAINED_MODEL / "train_config.json"), config.to_dict())
+    stored = read_settings(checkpoint / TRAINING_STATE / TRAINING_STEP)
     known = {field.name for field in fields(Position)}
     position = Position(**{key: value for key, value in stored.items() if key in known}, checkpoint=checkpoint)
     if position.stage_finished:
@@ -146,7 +146,7 @@ def load_pretrained(model: WorldActionModel, policy: Path) -> None:
     """
     if not (policy / WEIGHTS).is_file():
         raise ResumeError(f"{policy} is no checkpoint (it has no {WEIGHTS}); name its pretrained_model folder.")
-    kind = read_json(policy / "config.json").get("type") if (policy / "config.json").exists() else model.name
+    kind = read_settings(policy / "config.json").get("type") if (policy / "config.json").exists() else model.name
     if kind != model.name:
         raise ResumeError(f"{policy} holds a {kind!r}, this run trains a {model.name!r}; choose another checkpoint.")
     stored, own = load_weights(policy / WEIGHTS), model.state_dict()

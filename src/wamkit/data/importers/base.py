@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from wamkit.data.lerobot_files import EXTRA_PATH, DatasetError
+from wamkit.data.lerobot_files import DatasetError, read_extra
 from wamkit.data.recorder import LeRobotRecorder
 from wamkit.data.video import VideoError
 from wamkit.errors import WamkitError, suggest
+from wamkit.json_files import read_json, read_json_lines
 
 Progress = Callable[[int, "int | None", str], None]
 """Called after each episode with (done, total or None, name)."""
@@ -161,7 +161,7 @@ def write_recordings(
         video_rate_hz=layout.video_rate_hz,
         metadata={"source": source.name, "format": format_name, "source_episodes": [], "absent_cameras": {}},
     ) as recorder:
-        extra = json.loads((recorder.root / EXTRA_PATH).read_text())
+        extra = read_extra(recorder.root)
         names = extra.get("source_episodes", [])[: recorder.episodes]
         absent = extra.get("absent_cameras", {})
         finished = set(names)
@@ -205,16 +205,22 @@ def write_recordings(
     )
 
 
-def read_json(path: Path) -> Any:
+def read_source(path: Path) -> dict[str, Any]:
     """A JSON file of a source.
 
     Raises:
         ImportFailure: If it is missing or damaged.
     """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ImportFailure(f"{path} cannot be read ({error}): restore the file.") from error
+    return read_json(path, ImportFailure, "restore the file.")
+
+
+def read_source_lines(path: Path) -> list[dict[str, Any]]:
+    """A source's file of one JSON object a line.
+
+    Raises:
+        ImportFailure: If it is missing or damaged.
+    """
+    return read_json_lines(path, ImportFailure, "restore the file.")
 
 
 def even_crop(image: np.ndarray) -> np.ndarray:

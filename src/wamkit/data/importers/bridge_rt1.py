@@ -23,7 +23,7 @@ from wamkit.data.importers.base import (
     Rows,
     even_size,
     numbered,
-    read_json,
+    read_source,
     refuse_options,
     write_recordings,
 )
@@ -136,7 +136,7 @@ def _import(
 
 
 def _load(source: Path, path: Path, camera: str) -> Rows:
-    annotation = read_json(path)
+    annotation = read_source(path)
     try:
         state = np.asarray(annotation["state"], dtype=np.float64)
         action = np.asarray(annotation["action"], dtype=np.float64)

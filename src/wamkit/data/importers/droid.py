@@ -24,7 +24,7 @@ from wamkit.data.importers.base import (
     Rows,
     even_size,
     numbered,
-    read_json,
+    read_source,
     refuse_options,
     write_recordings,
 )
@@ -108,7 +108,7 @@ def _missing(source: Path, name: str) -> tuple[Path, ...]:
 
 
 def _load(source: Path, path: Path) -> Rows:
-    annotation = read_json(path)
+    annotation = read_source(path)
     length = int(annotation["raw_length"])
     videos = [source / entry["video_path"] for entry in annotation["videos"]]
     if len(videos) != len(CAMERAS):

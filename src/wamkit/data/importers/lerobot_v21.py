@@ -6,7 +6,6 @@ their rows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ from wamkit.data.importers.base import (
     Recording,
     Rows,
     even_size,
-    read_json,
+    read_source,
+    read_source_lines,
     refuse_options,
     write_recordings,
 )
@@ -38,7 +38,7 @@ _BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_inde
 def understands(source: Path) -> bool:
     """Whether a folder is a LeRobotDataset v2."""
     info = source / "meta/info.json"
-    return info.is_file() and str(read_json(info).get("codebase_version", "")).startswith("v2")
+    return info.is_file() and str(read_source(info).get("codebase_version", "")).startswith("v2")
 
 
 def import_lerobot_v21(
@@ -59,7 +59,7 @@ def import_lerobot_v21(
         ImportFailure: If files are missing (all such episodes are named) or damaged.
     """
     refuse_options("lerobot_v21", options, fps="it is in meta/info.json", task="each episode has its own instruction")
-    info = read_json(source / "meta/info.json")
+    info = read_source(source / "meta/info.json")
     features: dict[str, dict[str, Any]] = info["features"]
     videos = {key: f for key, f in features.items() if f["dtype"] == "video" and key.startswith(IMAGE_PREFIX)}
     stored = [key for key, feature in features.items() if feature["dtype"] == "image"]
@@ -83,7 +83,7 @@ def import_lerobot_v21(
         notes=(f"robot_type {robot!r}, LeRobotDataset {info['codebase_version']}",),
     )
     recordings = []
-    for entry in _lines(source / "meta/episodes.jsonl"):
+    for entry in read_source_lines(source / "meta/episodes.jsonl"):
         number = int(entry["episode_index"])
         numbers = {"episode_chunk": number // int(info.get("chunks_size", 1000)), "episode_index": number}
         data = source / info["data_path"].format(**numbers)
@@ -109,13 +109,6 @@ def _embodiment(source: Path, robot: str) -> str:
 
 def _names(columns: Mapping[str, Mapping[str, Any]], key: str) -> tuple[str, ...]:
     return dimension_names(key, columns[key]) if key in columns else ()
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise ImportFailure(f"{path} cannot be read ({error}): restore the file.") from error
 
 
 def _load(

@@ -8,7 +8,6 @@ LIBERO in LeRobot, and video. Numbers stay as they are; the summary says which g
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,8 @@ from wamkit.data.importers.base import (
     Recording,
     Rows,
     even_size,
-    read_json,
+    read_source,
+    read_source_lines,
     refuse_options,
     write_recordings,
 )
@@ -45,7 +45,7 @@ def understands(source: Path) -> bool:
     info = source / "meta/info.json"
     if not info.is_file():
         return False
-    features = read_json(info).get("features", {})
+    features = read_source(info).get("features", {})
     sizes = [tuple(features.get(_found(features, names) or "", {}).get("shape", ())) for names in (_STATE, _ACTION)]
     return sizes == [(8,), (7,)] and bool(_pictures(features))
 
@@ -68,7 +68,7 @@ def import_libero(
         ImportFailure: If files are missing or damaged.
     """
     refuse_options("libero", options, task="each episode has its own instruction")
-    info = read_json(source / "meta/info.json")
+    info = read_source(source / "meta/info.json")
     features: dict[str, Any] = info["features"]
     keys = _pictures(features)
     state, action = _found(features, _STATE), _found(features, _ACTION)
@@ -128,11 +128,7 @@ def _tasks(source: Path) -> dict[int, str]:
     if table.is_file():  # v3: the instruction is the table's index
         rows = pq.read_table(table).to_pylist()
         return {int(row["task_index"]): str(row.get("task") or row.get("__index_level_0__")) for row in rows}
-    lines = source / "meta/tasks.jsonl"
-    try:
-        rows = [json.loads(line) for line in lines.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise ImportFailure(f"{lines} cannot be read ({error}): restore the file.") from error
+    rows = read_source_lines(source / "meta/tasks.jsonl")
     return {int(row["task_index"]): str(row["task"]) for row in rows}
 
 

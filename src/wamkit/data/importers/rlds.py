@@ -24,7 +24,7 @@ from wamkit.data.importers.base import (
     Recording,
     Rows,
     even_size,
-    read_json,
+    read_source,
     refuse_options,
     write_recordings,
 )
@@ -78,9 +78,9 @@ def import_rlds(
         raise ImportFailure(f"{source} holds {len(folders)} data sets: name one, such as {folders[0]}.")
     folder = folders[0]
     refuse_options("rlds", options, task="each step has its own instruction")
-    name = str(read_json(folder / "dataset_info.json").get("name", folder.parent.name))
+    name = str(read_source(folder / "dataset_info.json").get("name", folder.parent.name))
     rate, embodiment = _rate(name, options)
-    steps = _steps(read_json(folder / "features.json"), folder)
+    steps = _steps(read_source(folder / "features.json"), folder)
     cameras = _images_of(steps)
     first = [
         example for _, example in islice(_episodes(folder), _PROBED_EPISODES) if not isinstance(example, Exception)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from lerobot.configs import PolicyFeature
@@ -13,7 +12,7 @@ from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_IMAGES, OBS_STATE
 
 from wamkit.data.contract_terms import BodyContract, CameraContract, Contract, VectorContract
 from wamkit.data.embodiments import EMBODIMENTS
-from wamkit.data.lerobot_files import EXTRA_PATH, dimension_names
+from wamkit.data.lerobot_files import dimension_names, read_extra
 from wamkit.integrations.lerobot.stage_view import StageView
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def contract_of(
         view: Of the stage.
         embodiment: None: what the data set says, ``custom`` where that is no robot with a number.
     """
-    extra = _own_notes(meta)
+    extra = read_extra(Path(meta.root))
     told = extra.get("embodiment") or meta.robot_type
     body = embodiment or (told if told in EMBODIMENTS else "custom")
     shown = []
@@ -63,12 +62,6 @@ def contract_of(
             ),
         ),
     )
-
-
-def _own_notes(meta: LeRobotDatasetMetadata) -> dict[str, Any]:
-    """What wamkit's recorder notes beside LeRobot's metadata; empty for other data sets."""
-    path = Path(meta.root) / EXTRA_PATH
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _vector(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import deque
 from pathlib import Path
@@ -27,6 +26,7 @@ from wamkit.integrations.lerobot.configuration_wamkit import (
     class_prefix,
 )
 from wamkit.integrations.lerobot.data_contract import contract_of
+from wamkit.json_files import read_json
 from wamkit.models import registry
 from wamkit.training.checkpoint import WEIGHTS, save_weights
 from wamkit.training.distributed import full_state, shared_names
@@ -257,9 +257,7 @@ def _stored(path: str | Path, name: str, revision: str | None) -> dict[str, Any]
     """A JSON file of a checkpoint in a folder or on the hub."""
     folder = Path(path)
     file = folder / name if folder.is_dir() else Path(hf_hub_download(str(path), name, revision=revision))
-    if not file.is_file():
-        raise WamkitError(f"{path} has no {name}: name a complete checkpoint (.../pretrained_model).")
-    return json.loads(file.read_text())
+    return read_json(file, WamkitError, "name a complete checkpoint (.../pretrained_model).")
 
 
 def _stored_modes(path: str | Path, revision: str | None) -> dict[str, NormalizationMode]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from wamkit.models.published import (
     WEIGHTS,
     ConversionError,
     pretrained_folders,
+    read_beside,
     read_pickle,
     read_pretrained_config,
     write_pretrained,
@@ -95,7 +95,7 @@ def convert(
         own = config or read_pretrained_config(file.parent, "lawam", LaWAMConfig)
         return _write_published(tensors, own, file.parent / CARRIED, destination)
     beside = file.parent / "config.json"
-    values = json.loads(beside.read_text()) if beside.is_file() else {}
+    values = read_beside(beside) if beside.is_file() else {}
     chosen = config or _sized(config_of_lerobot(values) if values else released(preset("paper")), tensors)
     written = _write_wamkit(tensors, chosen, destination)
     _write_statistics(file.parent, values, destination)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from wamkit.encoders.wan_vae import WanVAE
 from wamkit.models.lingbot_va.config import LingBotVAConfig, preset
 from wamkit.models.lingbot_va.model import LingBotVA
 from wamkit.models.lingbot_va.published_names import from_published, to_published
-from wamkit.models.published import WEIGHTS, ConversionError, write_pretrained
+from wamkit.models.published import WEIGHTS, ConversionError, read_beside, write_pretrained
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
@@ -46,8 +45,10 @@ def _read(source: Path) -> dict[str, Tensor]:
         if (source / name).is_file():
             return load_file(source / name)
     if (source / INDEX).is_file():
-        files = sorted(set(json.loads((source / INDEX).read_text())["weight_map"].values()))
-        return {name: value for file in files for name, value in load_file(source / file).items()}
+        named = read_beside(source / INDEX).get("weight_map")
+        if not isinstance(named, dict):
+            raise ConversionError(f"{source / INDEX} names no files of weights: copy the checkpoint again")
+        return {name: value for file in sorted(set(named.values())) for name, value in load_file(source / file).items()}
     raise ConversionError(f"{source} holds neither {WEIGHTS} nor a diffusers transformer; name a file or folder")
 
 
