@@ -14,7 +14,8 @@ from wamkit.data.embodiments import embodiment_name
 from wamkit.data.normalize import ACTION, STATE, Normalizer
 from wamkit.encoders.umt5 import UMT5Text
 from wamkit.evaluation.latency import Call, Protocol, by_part, calls_of, conditions, measure, summarise, timed, warm_up
-from wamkit.inference.policy import IMAGE_PREFIX, STATE_KEY, Policy
+from wamkit.inference.observing import IMAGE_PREFIX, STATE_KEY
+from wamkit.inference.policy import Policy
 from wamkit.models import registry
 from wamkit.models.base import WorldActionModel
 

@@ -19,13 +19,12 @@ from torch import Tensor
 from wamkit.actions.flow_field import soft_mask
 from wamkit.configuration import from_dict
 from wamkit.data.contract_terms import BodyContract, Contract
-from wamkit.data.embodiments import embodiment_id
-from wamkit.data.frames import resize_frames
 from wamkit.data.normalize import Normalizer
 from wamkit.errors import suggest
 from wamkit.inference.bodies import find_body, matching_bodies
 from wamkit.inference.checkpoints import checkpoint_folder, read_config
 from wamkit.inference.errors import PolicyError
+from wamkit.inference.observing import observation_of, picture_of, pictures_of
 from wamkit.models import registry
 from wamkit.models.base import WorldActionModel
 from wamkit.training.precision import resolve_precision
@@ -34,9 +33,6 @@ from wamkit.types import ActionChunk, Future, Observation
 
 if TYPE_CHECKING:
     from wamkit.inference.runtime import Runtime, RuntimeSettings
-
-IMAGE_PREFIX = "observation.images."
-STATE_KEY = "observation.state"
 
 
 def load(
@@ -159,30 +155,7 @@ class Policy:
             PolicyError: a camera is missing or its picture is none, the state is missing, or the embodiment is open.
         """
         body = self.body(embodiment)
-        for observation in observations:
-            for camera in self.cameras:
-                if IMAGE_PREFIX + camera not in observation:
-                    had = [key.removeprefix(IMAGE_PREFIX) for key in observation if key.startswith(IMAGE_PREFIX)]
-                    raise PolicyError(
-                        f"the policy needs camera {camera!r}; the observation has {', '.join(had) or 'none'}."
-                        f"{suggest(camera, had)}"
-                    )
-        images = {
-            camera: torch.cat([self._picture(entry[IMAGE_PREFIX + camera], camera) for entry in observations])
-            for camera in self.cameras
-        }
-        state = None
-        if body.state is not None and all(STATE_KEY in entry for entry in observations):
-            raw = np.stack([np.asarray(entry[STATE_KEY], np.float32) for entry in observations])
-            state = self.normalizer.normalize_state(torch.from_numpy(raw), body.statistics)
-        batch = len(observations)
-        return Observation(
-            images=images,
-            task=tuple(str(entry.get("task", "")) for entry in observations),
-            embodiment=torch.full((batch,), embodiment_id(body.embodiment), dtype=torch.long),
-            state=state,
-            rate_hz=torch.full((batch,), float(body.rate_hz)),
-        ).to(self.device)
+        return observation_of(observations, self.cameras, body, self.contract, self.normalizer).to(self.device)
 
     def choose(self, embodiment: str | None = None, rate_hz: float | None = None) -> BodyContract:
         """Act as this robot, at this control rate, from now on; what is None must be the only one there is.
@@ -326,10 +299,7 @@ class Policy:
 
     def observed(self, observations: Sequence[Mapping[str, Any]]) -> None:
         """Show a model with a memory what was seen since its last chunk, oldest first: ``observation.images.*``."""
-        images = {
-            camera: torch.cat([self._picture(seen[IMAGE_PREFIX + camera], camera) for seen in observations])
-            for camera in self.cameras
-        }
+        images = pictures_of(observations, self.cameras, self.contract)
         self.model.observed({camera: pictures[None].to(self.device) for camera, pictures in images.items()})
 
     def imagine(
@@ -372,17 +342,7 @@ class Policy:
 
     def picture(self, value: Any) -> np.ndarray:
         """A picture of the primary camera as the model sees it, uint8 [h, w, 3]."""
-        return self._picture(value, self.cameras[0])[0].permute(1, 2, 0).numpy()
-
-    def _picture(self, value: Any, camera: str) -> Tensor:
-        """A camera's picture as the recordings' were made: uint8 [1, 3, H, W] at the contract's resolution."""
-        picture = np.asarray(value)
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
-            raise PolicyError(
-                f"camera {camera!r} must be uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}:"
-                " convert it to RGB in 0..255 with the channels last"
-            )
-        return resize_frames(picture[None], self.contract.resolution, self.contract.resize)
+        return picture_of(value, self.cameras[0], self.contract)[0].permute(1, 2, 0).numpy()
 
     def _noise(self, batch: int, seeds: Sequence[int] | None) -> Tensor | None:
         shape = self.model.action_noise_shape
