@@ -78,6 +78,17 @@ def test_pieces_and_streams_give_the_latents_of_the_whole(tokenizer):
 
 
 @torch.no_grad()
+def test_pictures_that_come_in_pieces_are_those_of_the_whole(tokenizer):
+    latents = tokenizer.encode(clips(29))
+    whole, stream = tokenizer.decode(latents), tokenizer.picture_stream()
+    pieces = [stream.push(part) for part in latents.split((1, 2, 1, 4), dim=2)]
+    assert [piece.shape[1] for piece in pieces] == [1, 8, 4, 16]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-5)
+    kept = CONFIG.window - 1
+    assert all(layer.keys.shape[2] == kept for layer in stream.memory.layers)
+
+
+@torch.no_grad()
 def test_a_stream_keeps_no_more_of_a_longer_video(tokenizer):
     stream = tokenizer.stream()
     stream.push(clips(1))

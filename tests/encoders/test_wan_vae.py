@@ -78,6 +78,18 @@ def test_a_stream_gives_the_latents_of_the_whole(vae):
         vae.stream().push(clip[:, :4])
 
 
+@torch.no_grad()
+def test_pictures_that_come_in_pieces_are_those_of_the_whole(vae):
+    latents = vae.encode(clips(13))
+    whole, stream = vae.decode(latents), vae.picture_stream()
+    pieces = []
+    for part in latents.split((1, 2, 1), dim=2):
+        pieces.append(stream.push(part))
+        vae.decode(latents)  # what is decoded in between does not disturb the stream
+    assert [piece.shape[1] for piece in pieces] == [1, 8, 4]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-5, atol=1e-5)
+
+
 def test_what_a_model_reads_of_a_tokenizer(vae):
     assert isinstance(vae, VideoTokenizer)
     assert (vae.latent_width, vae.latent_frames(9), vae.latent_size(16, 32)) == (4, 3, (16 // vae.cell, 32 // vae.cell))

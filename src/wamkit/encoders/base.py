@@ -81,6 +81,14 @@ class VideoStream(Protocol):
         ...
 
 
+class PictureStream(Protocol):
+    """A video that is decoded piece by piece: the pieces' pictures are those of the whole video."""
+
+    def push(self, latents: Float[Tensor, "B C f h w"]) -> Float[Tensor, "B n 3 H W"]:
+        """The pictures of the next latent frames, in [0, 1]: 4 f - 3 of them at first, 4 f later on."""
+        ...
+
+
 class VideoTokenizer(nn.Module):
     """Clips to a grid of latents and back: Wan's VAE, RepViTok.
 
@@ -180,6 +188,10 @@ class VideoTokenizer(nn.Module):
     @abstractmethod
     def stream(self) -> VideoStream:
         """Begin to encode a video whose pictures come one after the other."""
+
+    @abstractmethod
+    def picture_stream(self) -> PictureStream:
+        """Begin to decode a video whose latent frames come one after the other, in memory that does not grow."""
 
     @abstractmethod
     def pretrain_losses(

@@ -184,18 +184,29 @@ class RepViTok(VideoTokenizer):
 
     def decode(self, latents: Float[Tensor, "B C F h w"]) -> Float[Tensor, "B T 3 H W"]:
         """Pictures in [0, 1] of latents of whatever grid."""
-        grid = latents.shape[-2], latents.shape[-1]
-        made = self.pictures_of(latents.flatten(3).permute(0, 2, 3, 1), grid)
-        return ((made.float() + 1.0) / 2.0).clamp(0.0, 1.0)
+        return self.picture_stream().push(latents)
+
+    def picture_stream(self) -> RepViTokPictures:
+        """Begin to decode a video whose latent frames come one after the other."""
+        return RepViTokPictures(self)
 
     def pictures_of(self, latents: Float[Tensor, "B F N C"], grid: tuple[int, int]) -> Float[Tensor, "B T 3 H W"]:
         """Pictures in [-1, 1] and a little beyond, as the losses see them."""
-        features, _ = self.decoder(self.enter(latents.to(self.enter.weight.dtype)), grid)
-        made = [_joined(self.leave_first(features[:, :1]), grid, self.cell)]
-        if features.shape[1] > 1:
-            tubelets = _joined(self.leave_later(features[:, 1:]), grid, self.cell)
+        return self.next_pictures(latents, grid)[0]
+
+    def next_pictures(
+        self, latents: Float[Tensor, "B F N C"], grid: tuple[int, int], past: Memory | None = None
+    ) -> tuple[Float[Tensor, "B n 3 H W"], Memory]:
+        """Of a clip's latents or, with a memory, of those that come next."""
+        features, memory = self.decoder(self.enter(latents.to(self.enter.weight.dtype)), grid, past)
+        made = []
+        if past is None:
+            made.append(_joined(self.leave_first(features[:, :1]), grid, self.cell))
+            features = features[:, 1:]
+        if features.shape[1]:
+            tubelets = _joined(self.leave_later(features), grid, self.cell)
             made.append(tubelets.unflatten(2, (self.TEMPORAL, 3)).flatten(1, 2))
-        return torch.cat(made, dim=1)
+        return torch.cat(made, dim=1), memory
 
     # Training
 
@@ -239,6 +250,21 @@ class RepViTokStream:
         grid = tokenizer.latent_size(*pictures.shape[-2:])
         latents, self.memory = tokenizer.latents_of(tokenizer.pixels(pictures), grid, self.memory)
         return latents.permute(0, 3, 1, 2).unflatten(-1, grid)
+
+
+class RepViTokPictures:
+    """Decodes a video piece by piece, in memory that does not grow with its length."""
+
+    def __init__(self, tokenizer: RepViTok) -> None:
+        self.tokenizer = tokenizer
+        self.memory: Memory | None = None
+
+    def push(self, latents: Float[Tensor, "B C f h w"]) -> Float[Tensor, "B n 3 H W"]:
+        """See `PictureStream.push`."""
+        grid = latents.shape[-2], latents.shape[-1]
+        cells = latents.flatten(3).permute(0, 2, 3, 1)
+        made, self.memory = self.tokenizer.next_pictures(cells, grid, self.memory)
+        return ((made.float() + 1.0) / 2.0).clamp(0.0, 1.0)
 
 
 def _cut(x: Float[Tensor, "B F c H W"], patch: int) -> Float[Tensor, "B F N P"]:

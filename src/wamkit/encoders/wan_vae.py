@@ -164,8 +164,11 @@ class WanVAE(VideoTokenizer):
 
     def decode(self, latents: Float[Tensor, "B C F h w"]) -> Float[Tensor, "B T 3 H W"]:
         """Pictures in [0, 1] of standardised latents, of whatever grid."""
-        raw = latents.float() * self._of_channels(self.latent_std) + self._of_channels(self.latent_mean)
-        return ((self._pictures(raw).float() + 1.0) / 2.0).clamp(0.0, 1.0).transpose(1, 2)
+        return self.picture_stream().push(latents)
+
+    def picture_stream(self) -> WanPictures:
+        """Begin to decode a video whose latent frames come one after the other."""
+        return WanPictures(self)
 
     def pretrain_losses(
         self,
@@ -187,7 +190,7 @@ class WanVAE(VideoTokenizer):
         if self.training:
             self._watch(posterior.mean.detach().float())
         noise = torch.randn(posterior.mean.shape, generator=generator, device=target.device)
-        made = self._pictures(posterior.mean + posterior.std * noise)
+        made = self.next_pictures(posterior.mean + posterior.std * noise, self.new_memory(), first=True)
         divergence = kl_to_standard_normal(
             posterior.mean.float().flatten(1).unsqueeze(1), posterior.logvar.float().flatten(1).unsqueeze(1)
         )
@@ -213,22 +216,38 @@ class WanVAE(VideoTokenizer):
         with full_precision_on_cpu(pixels):
             return cast("Any", self.model.encode(pixels)).latent_dist
 
-    def _pictures(self, raw: Float[Tensor, "B C F h w"]) -> Float[Tensor, "B 3 T H W"]:
-        """Decode as diffusers does, but without its clamp, which would stop the gradient of bright and dark pixels."""
+    def new_memory(self) -> list[Tensor | str | None]:
+        """What the decoder's convolutions keep of the frames before: nothing yet."""
+        self.model.clear_cache()
+        return [None] * self.model._conv_num
+
+    def next_pictures(
+        self, raw: Float[Tensor, "B C f h w"], memory: list[Tensor | str | None], *, first: bool
+    ) -> Float[Tensor, "B 3 n H W"]:
+        """Decode as diffusers does, but without its clamp, which would stop the gradient of bright and dark pixels.
+
+        Args:
+            raw: Latents that are not standardised.
+            memory: From `new_memory`; written to.
+            first: Whether a video begins with them.
+        """
         from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
         model = self.model
         with full_precision_on_cpu(raw):
-            model.clear_cache()
             x = model.post_quant_conv(raw.to(model.post_quant_conv.weight.dtype))
-            pieces = []
-            for frame in range(x.shape[2]):
-                model._conv_idx = [0]
-                cache = {"feat_cache": model._feat_map, "feat_idx": model._conv_idx}
-                pieces.append(model.decoder(x[:, :, frame : frame + 1], first_chunk=frame == 0, **cache))
-            model.clear_cache()
+            pieces = [
+                model.decoder(
+                    x[:, :, frame : frame + 1], first_chunk=first and frame == 0, feat_cache=memory, feat_idx=[0]
+                )
+                for frame in range(x.shape[2])
+            ]
             made = torch.cat(pieces, dim=2)
             return made if self.config.patch is None else unpatchify(made, self.config.patch)
+
+    def raw(self, latents: Float[Tensor, "B C f h w"]) -> Float[Tensor, "B C f h w"]:
+        """The inverse of `standardised`."""
+        return latents.float() * self._of_channels(self.latent_std) + self._of_channels(self.latent_mean)
 
     def _of_channels(self, values: Tensor) -> Tensor:
         return values.float().view(1, -1, 1, 1, 1)
@@ -272,3 +291,17 @@ class WanStream:
             ]
             mean = vae.model.quant_conv(torch.cat(pieces, dim=2)).chunk(2, dim=1)[0]
         return vae.standardised(mean)
+
+
+class WanPictures:
+    """Decodes a video piece by piece; diffusers' convolutions keep what they still need of the frames before."""
+
+    def __init__(self, vae: WanVAE) -> None:
+        self.vae, self.first = vae, True
+        self.memory = vae.new_memory()
+
+    def push(self, latents: Float[Tensor, "B C f h w"]) -> Float[Tensor, "B n 3 H W"]:
+        """See `PictureStream.push`."""
+        made = self.vae.next_pictures(self.vae.raw(latents), self.memory, first=self.first)
+        self.first = False
+        return ((made.float() + 1.0) / 2.0).clamp(0.0, 1.0).transpose(1, 2)
