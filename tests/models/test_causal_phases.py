@@ -103,6 +103,11 @@ def assert_close(chunk: ActionChunk, reference: ActionChunk, relative: float = 1
     assert (chunk.actions - reference.actions).abs().max() <= relative * reference.actions.abs().max()
     assert torch.equal(chunk.times, reference.times)
     assert torch.equal(chunk.valid, reference.valid)
+    assert (chunk.imagined is None) == (reference.imagined is None)
+    if chunk.imagined is not None:
+        for name in ("values", "present", "times"):
+            made, expected = getattr(chunk.imagined, name), getattr(reference.imagined, name)
+            assert (made - expected).abs().max() <= relative * expected.abs().max()
 
 
 FRAMES = 5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypedDict
 
@@ -35,6 +35,8 @@ class Capabilities:
     """Whether `inpaint` can continue a chunk: flow and diffusion decoders whose velocity can be differentiated."""
     remembers: bool = False
     """Whether `act` depends on what was seen and executed earlier in the episode; see `executed` and `remember`."""
+    rolls_out: bool = False
+    """Whether `roll_out` goes on from what was imagined, for as long as it may be."""
 
 
 class ParameterGroup(TypedDict):
@@ -164,6 +166,21 @@ class WorldActionModel(nn.Module):
     @abstractmethod
     def imagine(self, observation: Observation, actions: Float[Tensor, "B K A"] | None = None) -> Future:
         """What the model expects to see, under its own or the given actions."""
+
+    def roll_out(
+        self, observation: Observation, actions: Float[Tensor, "B K A"] | None = None, *, frames: int | None = None
+    ) -> Iterator[Future]:
+        """What follows from one look for as long as it may be, a piece at a time, each from what was imagined before.
+
+        Args:
+            observation: The first look.
+            actions: Under which; None: what the model expects by itself.
+            frames: How many of its own frames; None: as many as the actions span.
+
+        Raises:
+            WamkitError: the model imagines one horizon and does not go on from there.
+        """
+        raise WamkitError(f"{self.name} imagines one horizon from one look, and does not go on from what it imagined.")
 
     def decoded(self, future: Future, observation: Observation) -> Future:
         """What `act` handed out as imagined, in the space that `imagine` speaks of; by default it is in that already.

@@ -7,7 +7,7 @@ episode of the batch; rows of any batches may be put together, or left out, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from wamkit.models.causal_config import CausalModelError, Mode
 from wamkit.models.causal_episode import Episode, fork
 from wamkit.models.causal_sampler import ChunkSampler, Groups
 from wamkit.models.chunk import chunk_times, padded
-from wamkit.types import ActionChunk, Observation
+from wamkit.types import ActionChunk, Future, Observation
 
 Observe = Callable[[Sequence[tuple[Row, ...]], Tensor, Groups | None, Sequence[str]], list[tuple[Row, ...]]]
 """Each episode's rows, one more chunk of observed latents [B, C, f, h, w], the actions that led there, instructions."""
@@ -110,8 +110,9 @@ class CausalActing(WorldActionModel):
     ) -> ActionChunk:
         """The next chunk of each episode; ``mode`` replaces the configured one.
 
-        The noise of imagined frames is of seed 0, the same for every row. The episodes move on only once the chunk is
-        there: after an error they stand where they stood.
+        The noise of imagined frames is of seed 0, the same for every row. What they show is handed out, in latents;
+        in mode ``action_only`` nothing is imagined. The episodes move on only once the chunk is there: after an error
+        they stand where they stood.
 
         Raises:
             CausalModelError: more or fewer rows than episodes under way, or an episode that cannot be followed.
@@ -161,15 +162,26 @@ class CausalActing(WorldActionModel):
         episodes = self.moved_on(observation, steps)
         sampler = self._sampler([e.rows for e in episodes], observation.task)
         start = Groups(*grouped(noise, steps, config.chunk_frames, config.actions_per_frame), steps)
-        frames = None
+        past = imagined = None
         if mode == "video_and_action":
             frames = sampler.video(self.video_noise(len(episodes), config.chunk_frames))
-        groups = sampler.actions(
-            start, frames, video_level=config.video_until, through=None if through is None else through(steps)
-        )
+            past, finished = sampler.with_frames(frames, config.video_until)
+            imagined = self.latents_ahead(finished, torch.stack([episode.latent for episode in episodes]))
+        groups = sampler.actions(start, past, through=None if through is None else through(steps))
         self._episodes = tuple(episodes)
-        # What was imagined on the way is not handed out: it is in latents, and `imagine` speaks of pixels.
-        return ActionChunk(actions=flattened(groups, steps).float(), times=times, valid=valid)
+        return ActionChunk(actions=flattened(groups, steps).float(), times=times, valid=valid, imagined=imagined)
+
+    def latents_ahead(self, frames: Float[Tensor, "B C f h w"], present: Float[Tensor, "B C h w"]) -> Future:
+        """Frames that were imagined while acting as a future, in latents: each at its last picture's time.
+
+        Args:
+            frames: At their end.
+            present: The latent frame that they follow.
+        """
+        values = frames.flatten(3).permute(0, 2, 3, 1).float()
+        ahead = torch.arange(1, values.shape[1] + 1, device=values.device, dtype=torch.float32)
+        times = (ahead * self.config.frame_s).expand(len(values), -1)
+        return Future(space="latents", values=values, times=times, present=present.flatten(2).transpose(1, 2).float())
 
     def chunk_times(self, rate_hz: Float[Tensor, "B"]) -> tuple[Float[Tensor, "B K"], Bool[Tensor, "B K"]]:
         """Time stamps i/h of a chunk, and which of its steps lie inside the horizon."""
@@ -255,8 +267,8 @@ class CausalActing(WorldActionModel):
         pasts = [e.rows if (e := found[row]) is not None else self.empty_rows() for row in rows]
         after = observe(pasts, latent, groups, [task[row] for row in rows])
         return [
-            Episode(task=task[row], rows=past, stream=stream, present=seen[row])
-            for row, past, stream in zip(rows, after, streams, strict=True)
+            Episode(task=task[row], rows=past, stream=stream, present=seen[row], latent=newest)
+            for row, past, stream, newest in zip(rows, after, streams, latent[:, :, -1], strict=True)
         ]
 
     # Rows of one instruction each, or two with guidance
@@ -285,11 +297,16 @@ class CausalActing(WorldActionModel):
         told = () if groups is None else groups.repeated(copies)
         return by_episode(self.transformer.observed(by_copy(pasts), frames, words, *told), copies)
 
-    def video_noise(self, rows: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
-        """The same for every row where it is of seed 0, so that no row depends on its neighbours."""
+    def video_noise(self, rows: int, frames: int) -> Tensor:
+        """Of seed 0 and the same for every row, so that no row depends on its neighbours."""
+        return next(self.video_noises(rows, frames))
+
+    def video_noises(self, rows: int, frames: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+        """Of one chunk after the other; without a generator of seed 0, as `video_noise`."""
         device = next(self.transformer.parameters()).device
         shape = (self.config.video.channels, frames, *self.latent_size)
-        if generator is None:
-            noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-            return noise.to(device).expand(rows, *shape)
-        return torch.randn((rows, *shape), generator=generator, device=generator.device).to(device)
+        source = generator or torch.Generator().manual_seed(0)
+        drawn = shape if generator is None else (rows, *shape)
+        while True:
+            noise = torch.randn(drawn, generator=source, device=source.device).to(device)
+            yield noise.expand(rows, *shape)

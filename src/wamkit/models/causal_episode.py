@@ -29,6 +29,8 @@ class Episode:
     """Never pushed to; see `fork`."""
     present: UInt8[Tensor, "3 H W"]
     """The canvas that was last acted on."""
+    latent: Float[Tensor, "C h w"]
+    """Of the latent frame that ends with it."""
     pictures: tuple[Tensor, ...] = ()
     """Canvases seen since, oldest first."""
     actions: Float[Tensor, "n A"] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -46,24 +46,81 @@ class CausalImagining(CausalActing):
         Raises:
             StageError: the model cannot predict frames under actions, or the actions are no whole latent frames.
         """
+        pieces = list(self.roll_out(observation, actions, frames=frames, generator=generator))
+        video, times = (torch.cat([getattr(piece, name) for piece in pieces], dim=1) for name in ("values", "times"))
+        return Future(space="pixels", values=video, times=times, present=pieces[0].present)
+
+    @torch.no_grad()
+    def roll_out(
+        self,
+        observation: Observation,
+        actions: Float[Tensor, "B K A"] | None = None,
+        *,
+        frames: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Future]:
+        """What `imagine` returns, a chunk at a time, for as long as it may be: a whole episode from its first look.
+
+        Each chunk follows from the first look and from what was imagined since. Keys and values of the window's frames
+        are kept and the decoder goes on where it stopped, so memory does not grow with the length. Under the same noise
+        a longer roll-out has the whole chunks of a shorter one.
+
+        Args:
+            observation: See `imagine`.
+            actions: See `imagine`.
+            frames: See `imagine`.
+            generator: See `imagine`.
+
+        Yields:
+            A chunk's pictures, with their times from the first look; ``present`` is the first look in each.
+
+        Raises:
+            StageError: See `imagine`; when the first chunk is asked for.
+        """
         config, steps = self.config, self.steps_of(observation.rate_hz)
         groups = None
         if actions is not None:
             groups, frames = self._given(actions, steps, frames)
         wanted = config.training_frames if frames is None else frames
-        noise = self.video_noise(observation.batch_size, wanted, generator)
+        if wanted < 1:
+            raise StageError(f"{wanted} latent frames are to be imagined: ask for at least one latent frame")
+        noises = self.video_noises(observation.batch_size, config.chunk_frames, generator)
         pasts, latent, pictures = self._begun(observation)
-        made = [latent]
+        decoder = self.tokenizer.picture_stream()
+        size = decoder.push(latent).shape[-2:]
+        present = resize_pictures(pictures[:, 0].float() / 255.0, size)
         for first in range(0, wanted, config.chunk_frames):
             part = slice(first, min(first + config.chunk_frames, wanted))
             given = None if groups is None else Groups(groups.values[:, part], groups.valid[:, part], steps)
-            sampler = self._sampler(pasts, observation.task)
-            made.append(_finished(sampler, noise[:, :, part], given))
-            pasts = self._observed(pasts, made[-1], given, observation.task)
-        video = self.distinct(self.tokenizer.decode(torch.cat(made, dim=2)))
-        times = self.distinct(torch.tensor([config.offsets_s(wanted)], device=video.device))[:, 1:]
-        present = resize_pictures(pictures[:, 0].float() / 255.0, video.shape[-2:])
-        return Future(space="pixels", values=video[:, 1:].float(), times=times.expand(len(video), -1), present=present)
+            noise = next(noises)[:, :, : part.stop - part.start]
+            made = _finished(self._sampler(pasts, observation.task), noise, given)
+            yield self._shown(decoder.push(made), first, present)
+            if part.stop < wanted:
+                pasts = self._observed(pasts, made, given, observation.task)
+
+    def _shown(self, pictures: Tensor, first: int, present: Tensor) -> Future:
+        """Pictures [B, 4 f, 3, h, w] of latent frames of which ``first`` came before."""
+        frames = pictures.shape[1] // VideoTokenizer.TEMPORAL
+        offsets = self.config.offsets_s(first + frames)[1 + first * VideoTokenizer.TEMPORAL :]
+        # Of a latent frame's pictures that are held, the last: as `distinct` has it, whose first is the clip's.
+        apart = VideoTokenizer.TEMPORAL if self.config.pictures == "held" else 1
+        times = torch.tensor([offsets[apart - 1 :: apart]], device=pictures.device)
+        video = pictures[:, apart - 1 :: apart].float()
+        return Future(space="pixels", values=video, times=times.expand(len(video), -1), present=present)
+
+    @torch.no_grad()
+    def decoded(self, future: Future, observation: Observation) -> Future:
+        """The pictures of `latents_ahead`, as `imagine` gives them: the tokenizer decodes, the transformer rests.
+
+        What is seen now is encoded by itself and stands before them, since a clip begins with a single picture.
+        """
+        if future.space != "latents":
+            return future
+        pictures = self.clip_of({camera: picture.unsqueeze(1) for camera, picture in observation.images.items()})
+        decoder = self.tokenizer.picture_stream()
+        size = decoder.push(self.tokenizer.encode(pictures).float()).shape[-2:]
+        ahead = future.values.unflatten(2, self.latent_size).permute(0, 4, 1, 2, 3)
+        return self._shown(decoder.push(ahead), 0, resize_pictures(pictures[:, 0].float() / 255.0, size))
 
     def _given(self, actions: Tensor, steps: Tensor, frames: int | None) -> tuple[Groups, int]:
         config = self.config
@@ -122,7 +179,8 @@ class CausalImagining(CausalActing):
             part = slice(first, min(first + config.chunk_frames, frames))
             seen = latents[:, :, 1:][:, :, part]
             own = Groups(start[:, part], valid[:, part], steps)
-            made = self._sampler(pasts, task).actions(own, seen)
+            sampler = self._sampler(pasts, task)
+            made = sampler.actions(own, sampler.with_frames(seen)[0])
             found.append(made)
             pasts = self._observed(pasts, seen, own._replace(values=made), task)
         times, inside = chunk_times(

@@ -65,7 +65,8 @@ class CausalActPhases(ActPhases):
         steps = self.model.steps_of(observation.rate_hz)
         with torch.no_grad(), self.caller.precision():
             self._moved = self.model.moved_on(observation, steps, self._observed)
-        return self._given([episode.rows for episode in self._moved], observation, steps)
+        present = torch.stack([episode.latent for episode in self._moved])
+        return self._given([episode.rows for episode in self._moved], present, observation, steps)
 
     def settle(self) -> None:
         """The episodes have come to where `inputs` brought them."""
@@ -84,11 +85,12 @@ class CausalActPhases(ActPhases):
                 groups = Groups(*grouped(done, steps, frames, config.actions_per_frame), steps)
                 with torch.no_grad():
                     self._observed(pasts, seen[:, :, :frames], groups, observation.task, room=room)
-            yield self._given(pasts, observation, steps, room=room)
+            yield self._given(pasts, seen[:, :, 0], observation, steps, room=room)
 
     def _given(
         self,
         pasts: Sequence[tuple[Row, ...]],
+        present: Tensor,
         observation: Observation,
         steps: Tensor,
         *,
@@ -101,7 +103,7 @@ class CausalActPhases(ActPhases):
             "steps": steps,
         }
         if self.config.mode == "video_and_action":
-            given["video_noise"] = self._noise_of(len(pasts), steps.device)
+            given |= {"video_noise": self._noise_of(len(pasts), steps.device), "present": present}
         return given
 
     def _observed(
@@ -182,10 +184,11 @@ class CausalActPhases(ActPhases):
         times, valid = self.model.chunk_times(state["rate_hz"])
         places = state["rate_hz"].new_zeros(len(times), config.max_actions, 1)
         _, held = grouped(places, state["steps"], config.chunk_frames, config.actions_per_frame)
-        context = self._sampler(state).action_context(
-            held, state["steps"], state.get("imagined"), video_level=config.video_until
-        )
-        return {"context": context, "times": times, "valid": valid}
+        sampler, past, ahead = self._sampler(state), None, {}
+        if "imagined" in state:
+            past, ahead["finished"] = sampler.with_frames(state["imagined"], config.video_until)
+        context = sampler.action_context(held, state["steps"], past)
+        return {"context": context, "times": times, "valid": valid, **ahead}
 
     def _sampler(self, state: State) -> ChunkSampler:
         return ChunkSampler(self.model.transformer, self.config, _history(state), _words(state["read"]))
@@ -206,9 +209,12 @@ class CausalActPhases(ActPhases):
         return x + (levels[step + 1] - levels[step]) * velocity
 
     def chunk(self, x: Any, state: State) -> ActionChunk:
-        """In float32, with the time stamps."""
+        """In float32, with the time stamps; and the frames that were imagined first."""
         actions = flattened(x, state["steps"]).float()
-        return ActionChunk(actions=actions, times=state["times"], valid=state["valid"])
+        imagined = None
+        if "finished" in state:
+            imagined = self.model.latents_ahead(state["finished"], state["present"])
+        return ActionChunk(actions=actions, times=state["times"], valid=state["valid"], imagined=imagined)
 
 
 def _history(state: State) -> Batch:

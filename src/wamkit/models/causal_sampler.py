@@ -20,7 +20,6 @@ from wamkit.dynamics.causal_transformer import ActionContext, CausalTransformer,
 from wamkit.dynamics.wan_block import TimeCode
 from wamkit.losses import flow_matching
 from wamkit.models.causal_config import CausalModelConfig
-from wamkit.nn.attention import KeysValues
 
 
 class Groups(NamedTuple):
@@ -76,24 +75,43 @@ class ChunkSampler:
 
         return self._euler(velocity, noise, levels, config.video_guidance)
 
+    def with_frames(
+        self, video: Float[Tensor, "B C f h w"], level: float = 0.0
+    ) -> tuple[Batch, Float[Tensor, "B C f h w"]]:
+        """The past with the chunk's frames behind it, which actions may be read off, and the frames at their end.
+
+        Frames at a noise level are followed to their end in one Euler step, x - s v: the pass that reads them has
+        computed the velocity anyway.
+
+        Args:
+            video: The frames.
+            level: Their noise level, s.
+        """
+        config, frames = self.config, video.repeat(self.copies, 1, 1, 1, 1)
+        at = torch.full((len(frames), frames.shape[2]), level, device=frames.device)
+        velocity, kept = self.transformer.video_pass(self.past, frames, at, self.words)
+        readable = torch.ones(len(frames), kept[0].keys.shape[2], dtype=torch.bool, device=frames.device)
+        finished = video
+        if level > 0:
+            finished = video - level * _combined(velocity, self.copies, config.video_guidance)
+        return self.past.followed_by(kept, readable), finished
+
     def actions(
         self,
         noise: Groups,
-        video: Float[Tensor, "B C f h w"] | None = None,
+        past: Batch | None = None,
         *,
-        video_level: float = 0.0,
         through: Callable[[VelocityField, Sequence[float]], VelocityField] | None = None,
     ) -> Float[Tensor, "B f n A"]:
         """The chunk's actions: from the past alone, or with the chunk's frames.
 
         Args:
             noise: Where they start, and which places are real.
-            video: The frames; None for the policy.
-            video_level: Their noise level.
+            past: From `with_frames`; None for the policy.
             through: What is made of the velocity towards the data before it is followed, given the steps' noise levels,
                 the last one's end included.
         """
-        context = self.action_context(noise.valid, noise.steps, video, video_level=video_level)
+        context = self.action_context(noise.valid, noise.steps, past)
         levels = action_levels(self.config, noise.values.device)
         codes = self.transformer.action_codes(levels[:-1])
 
@@ -107,24 +125,12 @@ class ChunkSampler:
         return x
 
     def action_context(
-        self,
-        valid: Bool[Tensor, "B f n"],
-        steps: Int[Tensor, "B"],
-        video: Float[Tensor, "B C f h w"] | None = None,
-        *,
-        video_level: float = 0.0,
+        self, valid: Bool[Tensor, "B f n"], steps: Int[Tensor, "B"], past: Batch | None = None
     ) -> ActionContext:
         """All that the chunk's actions read beside themselves; arguments as for `actions`."""
-        past = self.past if video is None else self.past.followed_by(*self._seen(video, video_level))
         return self.transformer.action_context(
-            past, valid.repeat(self.copies, 1, 1), steps.repeat(self.copies), self.words
+            self.past if past is None else past, valid.repeat(self.copies, 1, 1), steps.repeat(self.copies), self.words
         )
-
-    def _seen(self, video: Tensor, level: float) -> tuple[list[KeysValues], Tensor]:
-        frames = video.repeat(self.copies, 1, 1, 1, 1)
-        at = torch.full((len(frames), frames.shape[2]), level, device=frames.device)
-        kept = self.transformer.video_pass(self.past, frames, at, self.words)[1]
-        return kept, torch.ones(len(frames), kept[0].keys.shape[2], dtype=torch.bool, device=frames.device)
 
     def _with_actions(self, given: Groups) -> Batch:
         values, valid, steps = given.repeated(self.copies)
@@ -179,5 +185,12 @@ def action_velocity(
 def _guided(velocity: Callable[[Tensor], Tensor], x: Tensor, copies: int, guidance: float) -> Tensor:
     if copies == 1:
         return velocity(x)
-    told, untold = velocity(x.repeat(copies, *[1] * (x.ndim - 1))).chunk(2)
+    return _combined(velocity(x.repeat(copies, *[1] * (x.ndim - 1))), copies, guidance)
+
+
+def _combined(velocity: Tensor, copies: int, guidance: float) -> Tensor:
+    """Of what was computed with and without an instruction."""
+    if copies == 1:
+        return velocity
+    told, untold = velocity.chunk(2)
     return untold + guidance * (told - untold)

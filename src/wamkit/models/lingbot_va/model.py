@@ -29,6 +29,7 @@ class LingBotVA(CausalWorldModel):
         trains_action_free=True,
         inpaints_actions=True,
         remembers=True,
+        rolls_out=True,
     )
 
     @classmethod

@@ -39,6 +39,7 @@ class RepWAM(CausalWorldModel):
         trains_action_free=True,
         inpaints_actions=True,
         remembers=True,
+        rolls_out=True,
     )
 
     def __init__(self, config: RepWAMConfig) -> None:
