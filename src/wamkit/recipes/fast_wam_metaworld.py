@@ -8,9 +8,9 @@ from wamkit.training.config import TrainConfig
 
 
 def fast_wam_metaworld() -> TrainConfig:
-    """Fast-WAM ``tiny``; its steps are an estimate of what fits, no result stands behind them yet.
+    """Fast-WAM ``tiny``; what it reached with these steps stands in docs/log.md.
 
     Record first: ``wam record --env.type metaworld --env.task TASK,TASK --episodes 25 --output_dir DIR``, then
     ``wam train fast_wam_metaworld --dataset.roots DIR``.
     """
-    return video_policy("fast_wam", preset("tiny"), "metaworld", policy_steps=1000)
+    return video_policy("fast_wam", preset("tiny"), "metaworld", policy_steps=800)
