@@ -14,6 +14,8 @@ from wamkit.evaluation import report_text as text
 from wamkit.evaluation.report import ReportFigure, ReportVideo, videos_from_eval, write_report
 from wamkit.evaluation.results import build_eval, write_eval
 from wamkit.evaluation.statistics import success_rate
+from wamkit.evaluation.watched_arm import alarm_rates
+from wamkit.inference.monitor_calibration import Calibration, Scale
 
 
 def run(arm, rates, n=20, seeds=(0,)):
@@ -154,7 +156,7 @@ def _page(folder: Path, imagine: dict) -> str:
 
 def test_a_bare_evaluation_names_every_gap(tmp_path, evaluation):
     html = write_report(tmp_path / "report.html", eval=write_eval(tmp_path / "eval.json", evaluation)).read_text()
-    assert html.count("Not measured in this run.") == 6
+    assert html.count("Not measured in this run.") == 7
     for gap in ("World-model metrics", "Subgoal heat maps", "Training curves", "Latency", "Scripted expert"):
         assert gap in html[html.index("What was not measured") :]
 
@@ -273,6 +275,66 @@ def test_training_log_of_a_killed_run_and_of_a_broken_one(tmp_path):
         write_report(tmp_path / "r.html", training_logs=log)
     with pytest.raises(WamkitError, match="no training log"):
         write_report(tmp_path / "r.html", training_logs=tmp_path / "none.jsonl")
+
+
+def test_alarms_of_a_monitor_are_shown_by_arm_and_outcome(tmp_path):
+    calibration = Calibration(
+        threshold=1.25, scale=Scale("copy_present", {}), false_alarm_rate=0.1, memory=1, episodes=36
+    )
+    # Of the policy's 20 + 18 successes every tenth trial raises an alarm, and both of its failures do.
+    policy = [
+        episode
+        | {"surprises": [], "alarms_s": [0.5, 2.0] if episode["trial"] % 10 == 9 or not episode["success"] else []}
+        for episode in run("policy", (1.0, 0.9))
+    ]
+    monitor = alarm_rates(policy, calibration)
+    page = _page_of(tmp_path, build_eval(policy + run("blind", (0.5, 0.0)), {}, monitor=monitor))
+    (rows,) = re.findall(r'<section id="monitor">.*?<tbody>(.*?)</tbody>', page, flags=re.DOTALL)
+    cells = [
+        [re.sub(r"<.*?>", "", cell).strip() for cell in re.findall(r"<t[dh].*?>(.*?)</t[dh]>", row, flags=re.DOTALL)]
+        for row in re.findall(r"<tr>(.*?)</tr>", rows, flags=re.DOTALL)
+    ]
+    done = "nothing: the policy went on"
+    assert cells == [
+        ["Policy", "that succeeded", "38", "3", "8 %", "3–21 %", "0.5 s", done],
+        ["Policy", "that failed", "2", "2", "100 %", "34–100 %", "0.5 s", done],
+    ]
+    assert "a surprise above 1.25" in page
+    assert "on 36 successful episodes, so that of episodes like them at most 10 % raise one" in page
+    assert "Here 8 % of the successful episodes did (3–21 %), which does not contradict it." in page
+    assert "Alarms of a monitor" not in page
+
+
+def test_a_broken_promise_and_an_untested_one_are_said():
+    promised = {"threshold": 1.0, "false_alarm_rate": 0.1, "calibration_episodes": 11, "failed": None}
+    often = success_rate([True] * 9 + [False]).to_json()
+    assert "more than promised" in text.promise_sentence(promised | {"successful": often})
+    assert "not tested" in text.promise_sentence(promised | {"successful": None})
+
+
+def test_a_report_without_a_monitor_says_how_to_have_one(tmp_path, evaluation):
+    assert "Alarms of a monitor</dt><dd>No monitor watched; run `wam calibrate`" in _page_of(tmp_path, evaluation)
+
+
+def _page_of(tmp_path, evaluation) -> str:
+    return write_report(tmp_path / "r.html", eval=evaluation).read_text().replace("\u00a0", " ")
+
+
+def test_no_legend_lies_on_a_curve(monkeypatch):
+    """Whatever the curves, and however many: the legend has a place of its own, and the axes stay as high."""
+    drawn = []
+    png = figures._png
+    monkeypatch.setattr(figures, "_png", lambda figure: (drawn.append(figure), png(figure))[1])
+    for count in (1, 2, 9):
+        record = {f"term {number}": 1.0 + number for number in range(count)}
+        figures.training_charts([{"step": step, **record} for step in (1, 2)])
+    figures.horizon_chart({"horizon_s": [0.2, 0.4], "model": [0.2, 0.3], "copy_present": [0.6, 0.9]})
+    heights = []
+    for figure in drawn:
+        (axis,), (legend,) = figure.axes, figure.legends
+        assert not legend.get_window_extent().overlaps(axis.get_tightbbox())
+        heights.append(axis.get_window_extent().height)
+    assert min(heights[:6]) > 0.95 * max(heights[:6])
 
 
 def test_charts_keep_the_order_of_stages_and_leave_bookkeeping_out():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from wamkit.errors import WamkitError
@@ -20,6 +21,7 @@ from wamkit.evaluation.report_figures import (
 )
 from wamkit.evaluation.report_media import ReportFigure, ReportVideo, gallery, image_entry, videos_from_eval
 from wamkit.evaluation.results import load_eval, load_json, validate_eval
+from wamkit.evaluation.statistics import success_rate
 from wamkit.json_files import read_json_lines
 
 __all__ = ["ReportFigure", "ReportVideo", "videos_from_eval", "write_report"]
@@ -35,6 +37,8 @@ def _rate_cell(rate: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {
         "rate": text.percent(rate["rate"]),
         "interval": text.interval(rate["ci95"]),
+        "successes": rate["successes"],
+        "n": rate["n"],
         "counts": f"{rate['successes']}/{rate['n']}",
         "at": 100 * rate["rate"],
         "low": 100 * rate["ci95"][0],
@@ -252,6 +256,7 @@ def write_report(
         "training": [(stage, image_entry(chart)) for stage, chart in training_charts(_records(training_logs))],
         "latency": None if latency is None else _latency(latency),
         "instruction": _instruction(evaluation, dreams),
+        "monitor": None if evaluation is None else _monitor(evaluation),
         "figures": [(f.title, image_entry(f.image, f.caption or f.title), f.caption) for f in figures],
         "encoders": _encoders(evaluation or {}, dreams, latency or {}),
         "provenance": [
@@ -296,6 +301,31 @@ def _encoders(*results: Mapping[str, Any]) -> list[dict[str, str]]:
     return []
 
 
+def _monitor(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How often the monitor raised an alarm, for each arm that it watched; None where there was none."""
+    monitor = evaluation.get("monitor")
+    if monitor is None:
+        return None
+    rows = []
+    for arm in evaluation["arms"]:
+        watched = [episode for episode in evaluation["episodes"] if episode["arm"] == arm and "alarms_s" in episode]
+        for words, success in (("that succeeded", True), ("that failed", False)):
+            alarms = [episode["alarms_s"] for episode in watched if episode["success"] is success]
+            if not alarms:
+                continue
+            first = [times[0] for times in alarms if times]
+            rows.append(
+                {
+                    "label": text.arm_label(arm),
+                    "episodes": words,
+                    "cell": _rate_cell(success_rate(bool(times) for times in alarms).to_json()),
+                    "first": f"{median(first):.2g}\u00a0s" if first else "–",
+                    "done": text.response_words(monitor.get("response", "none")),
+                }
+            )
+    return {"rows": rows, "threshold": text.threshold_sentence(monitor), "promise": text.promise_sentence(monitor)}
+
+
 def _instruction(evaluation: Mapping[str, Any] | None, imagine: Mapping[str, Any]) -> dict[str, Any]:
     swap = (evaluation or {}).get("instruction_swap", {})
     return {
@@ -317,6 +347,11 @@ def _absent(
         ("Closed-loop success", page["success"], "No evaluation was given; run `wam eval`."),
         ("Videos", page["videos"]["groups"], "No videos were recorded or given."),
         ("World-model metrics", imagine, "No imagine.json was given; run `wam imagine`."),
+        (
+            "Alarms of a monitor",
+            page["monitor"],
+            "No monitor watched; run `wam calibrate`, then `wam eval --calibration`.",
+        ),
         ("Subgoal heat maps", page["subgoals"], "No examples were given; run `wam imagine`."),
         ("Latent-action transfer", page["transfers"], "No examples were given; run `wam imagine`."),
         ("Training curves", page["training"], "No training log was given."),

@@ -109,8 +109,13 @@ def _png(figure) -> bytes:
     return buffer.getvalue()
 
 
-def _legend(axis, theme: Theme, **where: Any) -> None:
-    axis.legend(frameon=False, fontsize=8, labelcolor=theme.ink, handlelength=1.6, **where)
+def _legend(figure, theme: Theme, columns: int) -> None:
+    """Below the axes, in a figure that grows by its rows: it never lies on a curve."""
+    entries = len(figure.axes[0].get_lines())
+    figure.set_figheight(figure.get_figheight() + 0.17 * -(-entries // columns))
+    figure.legend(
+        loc="outside lower center", ncols=columns, frameon=False, fontsize=8, labelcolor=theme.ink, handlelength=1.6
+    )
 
 
 def horizon_chart(feature_error: Mapping[str, Any]) -> Chart:
@@ -137,7 +142,7 @@ def horizon_chart(feature_error: Mapping[str, Any]) -> Chart:
         axis.set_ylabel("standardised feature error", fontsize=8.5)
         axis.set_ylim(bottom=0)
         axis.set_xlim(left=0)
-        _legend(axis, theme, loc="upper left")
+        _legend(figure, theme, columns=3)
         return _png(figure)
 
     words = "; ".join(
@@ -180,7 +185,7 @@ def _training_chart(stage: str, series: Mapping[str, tuple[list[float], list[flo
     names = list(dict.fromkeys(plain(name) for name in series))
 
     def draw(theme: Theme) -> bytes:
-        figure, (axis,) = _figure(theme, width=3.8, height=2.8)
+        figure, (axis,) = _figure(theme, width=3.8, height=2.4)
         positive = [y for _, values in series.values() for y in values if y > 0]
         for name, (x, y) in series.items():
             colour = theme.ink if plain(name) == "loss" else theme.series[names.index(plain(name)) % len(theme.series)]
@@ -194,7 +199,7 @@ def _training_chart(stage: str, series: Mapping[str, tuple[list[float], list[flo
         if positive and len(positive) == sum(len(y) for _, y in series.values()):
             axis.set_yscale("log")
         axis.set_xlabel("step", fontsize=8.5)
-        _legend(axis, theme, loc="best")
+        _legend(figure, theme, columns=2)
         return _png(figure)
 
     words = "; ".join(f"{name} from {y[0]:.3g} to {y[-1]:.3g}" for name, (_, y) in series.items())

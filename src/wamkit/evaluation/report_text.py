@@ -56,6 +56,31 @@ def signed_interval(ci95: Sequence[float]) -> str:
     return f"{100 * ci95[0]:+.0f} to {100 * ci95[1]:+.0f}".replace("-", "−")
 
 
+def threshold_sentence(monitor: Mapping[str, Any]) -> str:
+    """What an alarm of the monitor is, and what its threshold promises."""
+    return (
+        f"An alarm is a surprise above {monitor['threshold']:.3g}. That threshold was set on"
+        f" {monitor['calibration_episodes']} successful episodes, so that of episodes like them at most"
+        f" {percent(monitor['false_alarm_rate'])} raise one."
+    )
+
+
+def promise_sentence(monitor: Mapping[str, Any]) -> str:
+    """Whether the episodes that succeeded raised more alarms than the threshold promises."""
+    rate = monitor["successful"]
+    if rate is None:
+        return "No watched episode succeeded, so the promise was not tested here."
+    seen = f"{percent(rate['rate'])} of the successful episodes did ({interval(rate['ci95'])})"
+    if rate["ci95"][0] > monitor["false_alarm_rate"]:
+        return f"Here {seen}: more than promised. Calibrate on episodes like these."
+    return f"Here {seen}, which does not contradict it."
+
+
+def response_words(response: str) -> str:
+    """What an alarm did to the episode."""
+    return "nothing: the policy went on" if response == "none" else response.replace("_", " ")
+
+
 def p_text(p: float) -> str:
     """Such as ``p = 0.012`` or ``p < 0.001``."""
     text = "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.0995 else f"p = {p:.2f}"

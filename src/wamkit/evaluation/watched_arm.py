@@ -107,13 +107,15 @@ def alarm_rates(episodes: Sequence[Mapping[str, Any]], calibration: Calibration)
         calibration: Of the monitor.
 
     Returns:
-        ``threshold``, ``false_alarm_rate``, ``calibration_episodes``; under ``successful`` and ``failed`` the share of
-        these episodes with an alarm (a `statistics.Rate`), None where there are none.
+        ``threshold``, ``false_alarm_rate``, ``calibration_episodes``; ``response``: what an alarm did, which is nothing
+        in an evaluation; under ``successful`` and ``failed`` the share of these episodes with an alarm (a
+        `statistics.Rate`), None where there are none.
     """
     rates: dict[str, Any] = {
         "threshold": calibration.threshold,
         "false_alarm_rate": calibration.false_alarm_rate,
         "calibration_episodes": calibration.episodes,
+        "response": "none",
     }
     for kind, wanted in (("successful", True), ("failed", False)):
         raised = [bool(episode["alarms_s"]) for episode in episodes if episode["success"] is wanted]
