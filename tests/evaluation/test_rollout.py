@@ -109,8 +109,29 @@ def test_a_policy_always_computes_the_same_shape(tmp_path):
 def test_another_size_of_the_forward_pass_is_another_evaluation(tmp_path):
     run(tmp_path, n_episodes=1)
     settings = RolloutSettings(n_episodes=1, n_action_steps=3, forward_size=2)
-    with pytest.raises(EvaluationError, match="forward_size=4, not 2"):
+    with pytest.raises(EvaluationError, match="policy's forward_size=4, not 2"):
         rollout([PolicyArm(NumpyPolicy())], TASKS, FakeFactory(), tmp_path, settings, resume=True)
+
+
+def test_an_evaluation_that_recorded_one_size_for_all_arms_goes_on(tmp_path):
+    whole = run(tmp_path / "whole", [NoOpArm(), PolicyArm(NumpyPolicy())], n_episodes=2)
+    log = tmp_path / "begun" / "episodes.jsonl"
+    log.parent.mkdir()
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "episodes.jsonl").read_text().splitlines()]
+    assert lines[0]["forward_size"] == {"policy": FORWARD_SIZE}
+    log.write_text(
+        "".join(json.dumps(line) + "\n" for line in [lines[0] | {"forward_size": FORWARD_SIZE}, *lines[1:3]])
+    )
+
+    def resume(**changes):
+        settings = RolloutSettings(n_episodes=2, n_action_steps=3, workers=1, timeout_s=20, **changes)
+        arms = [NoOpArm(), PolicyArm(NumpyPolicy())]
+        return rollout(arms, TASKS, FakeFactory(), log.parent, settings, resume=True)
+
+    with pytest.raises(EvaluationError, match="policy's forward_size=4, not 2"):
+        resume(forward_size=2)
+    assert without_time(resume()) == without_time(whole)
+    assert json.loads(log.read_text().splitlines()[0])["forward_size"]["policy"] == FORWARD_SIZE
 
 
 class Kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from wamkit.evaluation.arms import BlindArm, PolicyArm
-from wamkit.evaluation.rollout import RolloutSettings, rollout
+from wamkit.evaluation.rollout import FORWARD_SIZE, RolloutSettings, rollout
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_world import FakeFactory
@@ -60,6 +61,16 @@ class RememberingPolicy:
         return np.stack(chunks)
 
 
+class ForgetfulPolicy:
+    """Always goes on at one speed."""
+
+    def reset(self):
+        pass
+
+    def act_batch(self, observations, *, seeds):
+        return np.full((len(observations), 5, 1), 0.04, np.float32)
+
+
 def run(folder, *, batch_size: int, arm=PolicyArm):
     policy = RememberingPolicy()
     sizes = {"batch_size": batch_size, "forward_size": batch_size if batch_size > 1 else None}
@@ -77,6 +88,16 @@ def test_each_episode_is_remembered_by_itself(tmp_path):
     # Between two chunks of five actions it looks after the second and the fourth; at an episode's start not at all.
     assert set(alone.pictures) == {0, 2}
     assert alone.pictures.count(0) == 4
+
+
+def test_the_record_says_in_which_groups_it_was_computed(tmp_path):
+    """One by one where nothing was asked for, beside a policy without a memory in the usual groups."""
+    arms = [PolicyArm(RememberingPolicy(), "remembering"), PolicyArm(ForgetfulPolicy(), "forgetful")]
+    for asked, used in ((None, {"remembering": 1, "forgetful": FORWARD_SIZE}), (3, {"remembering": 3, "forgetful": 3})):
+        settings = RolloutSettings(n_episodes=1, workers=1, n_action_steps=5, timeout_s=20, forward_size=asked)
+        rollout(arms, "line-a", FakeFactory(), tmp_path / str(asked), settings)
+        first, *_ = (tmp_path / str(asked) / "episodes.jsonl").read_text().splitlines()
+        assert json.loads(first)["forward_size"] == used
 
 
 def test_pictures_on_the_way_are_prepared_like_all_others(tmp_path):

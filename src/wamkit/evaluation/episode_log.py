@@ -15,6 +15,10 @@ _MEND = (
 )
 
 
+_BY_ARM = {"arms": "arm {}", "forward_size": "{}'s forward_size"}
+"""What is said of each arm by itself, and how an error calls it: two halves of an evaluation may be of other arms."""
+
+
 class EpisodeLog:
     """Finished episodes on disk, one JSON object a line; the first line says under which settings.
 
@@ -36,17 +40,17 @@ class EpisodeLog:
         lines = read_json_lines(self.path, EvaluationError, _MEND, may_be_cut=True) if self.path.exists() else []
         if lines:
             before, *episodes = lines
+            before = {**before, "forward_size": _sizes(before)}
             self._refuse_other(before, fingerprint)
-            fingerprint = {**fingerprint, "arms": {**before["arms"], **fingerprint["arms"]}}
+            fingerprint = {**fingerprint, **{key: {**before[key], **fingerprint[key]} for key in _BY_ARM}}
             self.done = {(episode["arm"], episode["task"], episode["trial"]): episode for episode in episodes}
         write_json_lines(self.path, [fingerprint, *self.done.values()])
 
     def _refuse_other(self, before: dict[str, Any], now: dict[str, Any]) -> None:
-        pairs = [(key, before.get(key), value) for key, value in now.items() if key != "arms"]
-        pairs += [
-            (f"arm {name}", before["arms"][name], now["arms"][name])
-            for name in before["arms"].keys() & now["arms"].keys()
-        ]
+        pairs = [(key, before.get(key), value) for key, value in now.items() if key not in _BY_ARM]
+        for key, words in _BY_ARM.items():
+            shared = sorted(before[key].keys() & now[key].keys())
+            pairs += [(words.format(arm), before[key][arm], now[key][arm]) for arm in shared]
         for name, old, new in pairs:
             if old != new:
                 raise EvaluationError(
@@ -59,3 +63,9 @@ class EpisodeLog:
         self.done[episode["arm"], episode["task"], episode["trial"]] = episode
         with self.path.open("a") as file:
             file.write(json.dumps(episode) + "\n")
+
+
+def _sizes(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Of a fingerprint, ``forward_size`` of each arm; it was one number for all of them once."""
+    size = fingerprint.get("forward_size")
+    return size if isinstance(size, dict) else dict.fromkeys(fingerprint["arms"], size)

@@ -167,11 +167,15 @@ def _fingerprint(arms: Sequence[Arm], spec: EnvSpec, make: Any, settings: Rollou
         "versions": dict(spec.versions),
         "n_action_steps": settings.n_action_steps,
         "seed": settings.seed,
-        "forward_size": settings.forward_size or FORWARD_SIZE,
+        "forward_size": {arm.name: _forward_size(arm.policy, settings) for arm in arms if isinstance(arm, PolicyArm)},
         "split": settings.split,
         "arms": {arm.name: getattr(arm, "identity", "") for arm in arms},
     }
     return json.loads(json.dumps(same))
+
+
+def _forward_size(policy: Any, settings: RolloutSettings) -> int:
+    return settings.forward_size or (1 if getattr(policy, "remembers", False) else FORWARD_SIZE)
 
 
 class _Evaluation:
@@ -343,13 +347,10 @@ class _Evaluation:
             waiting.setdefault((id(request.arm.policy), told), []).append(request)
         full = []
         for group in waiting.values():
-            size = self._forward_size(group[0].arm.policy)
+            size = _forward_size(group[0].arm.policy, self.settings)
             full += [group[first : first + size] for first in range(0, len(group) - size + 1, size)]
         under_way = sum(len(worker.jobs) for worker in self.workers)
         return full if full or under_way > len(self.waiting) else list(waiting.values())
-
-    def _forward_size(self, policy: Any) -> int:
-        return self.settings.forward_size or (1 if getattr(policy, "remembers", False) else FORWARD_SIZE)
 
     def _act(self, batch: list[_Request]) -> None:
         """One call of a policy, for a group that is filled up with copies of its first member."""
@@ -362,7 +363,7 @@ class _Evaluation:
             episode.replans += 1
         observations = [request.observation for request in batch]
         if not getattr(policy, "remembers", False):
-            copies = self._forward_size(policy) - len(batch)
+            copies = _forward_size(policy, self.settings) - len(batch)
             observations, seeds = observations + copies * observations[:1], seeds + copies * seeds[:1]
         memories = [request.episode.memory for request in batch]
         seen = [request.observed for request in batch]
