@@ -38,6 +38,20 @@ def test_wam_check_tells_an_instruction_that_is_too_long(tmp_path, capsys):
             assert said == []
 
 
+@pytest.mark.parametrize(
+    ("recipe", "preset", "said"),
+    [
+        ("lawam_metaworld", "paper", "has only the stages latent_action, policy: use the recipe lawam_robot, which is"),
+        ("light_wam_metaworld", "paper", "choose another preset"),
+    ],
+)
+def test_a_preset_without_a_recipes_stages_names_the_recipe_that_is_for_it(capsys, recipe, preset, said):
+    assert main(["train", recipe, "--preset", preset, "--dataset.roots", "nowhere"]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
 def test_an_evaluation_takes_the_worlds_rate_and_refuses_what_cannot_be_read():
     policy = micro_policy(20.0, 10.0)
     with pytest.raises(PolicyError, match="say which"):

@@ -61,6 +61,8 @@ def run(argv: Sequence[str]) -> int:
     if default.model_config is None and any(token.startswith("--model_config.") for token in tokens):
         default = dataclasses.replace(default, model_config=_preset_config(default, tokens))
     config = parse(type(default), tokens, verb=f"train {name}", default=default)
+    if config.preset != default.preset:
+        _refuse_other_stages(name, config)
 
     from wamkit.cli.progress import progress_bar
     from wamkit.training.loop import train
@@ -79,6 +81,30 @@ def _field_of(token: str, stages: Sequence[str]) -> str:
     if match[1] not in stages:
         raise UsageError(f"no stage {match[1]!r} in this recipe.{suggest(match[1], stages)}")
     return f"--stages.{stages.index(match[1])}.{match[2]}"
+
+
+def _refuse_other_stages(name: str, config: Any) -> None:
+    """Before the model is built: a preset that lacks a stage of the recipe, with the recipe that is for it.
+
+    Raises:
+        UsageError: The preset has other stages.
+    """
+    import torch
+
+    from wamkit.models import registry
+
+    with torch.device("meta"):
+        model = registry.build(config.model, config.model_config or config.preset)
+    lacking = [stage.name for stage in config.stages_to_run() if stage.name not in model.stages]
+    if not lacking:
+        return
+    recipes = {other: load_recipe(other) for other in recipe_names()}
+    fitting = [other for other, each in recipes.items() if (each.model, each.preset) == (config.model, config.preset)]
+    raise UsageError(
+        f"recipe {name} trains {', '.join(lacking)}, and preset {config.preset} of {config.model} has only the stages "
+        f"{', '.join(model.stages)}: "
+        + (f"use the recipe {' or '.join(fitting)}, which is for it." if fitting else "choose another preset.")
+    )
 
 
 def _preset_config(config: Any, tokens: Sequence[str]) -> Any:
