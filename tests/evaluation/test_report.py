@@ -12,6 +12,7 @@ from wamkit.errors import WamkitError
 from wamkit.evaluation import report_figures as figures
 from wamkit.evaluation import report_text as text
 from wamkit.evaluation.report import ReportFigure, ReportVideo, videos_from_eval, write_report
+from wamkit.evaluation.report_monitor import promise_sentence
 from wamkit.evaluation.results import build_eval, write_eval
 from wamkit.evaluation.statistics import success_rate
 from wamkit.evaluation.watched_arm import alarm_rates
@@ -308,8 +309,8 @@ def test_alarms_of_a_monitor_are_shown_by_arm_and_outcome(tmp_path):
 def test_a_broken_promise_and_an_untested_one_are_said():
     promised = {"threshold": 1.0, "false_alarm_rate": 0.1, "calibration_episodes": 11, "failed": None}
     often = success_rate([True] * 9 + [False]).to_json()
-    assert "more than promised" in text.promise_sentence(promised | {"successful": often})
-    assert "not tested" in text.promise_sentence(promised | {"successful": None})
+    assert "more than promised" in promise_sentence(promised | {"successful": often})
+    assert "not tested" in promise_sentence(promised | {"successful": None})
 
 
 def test_a_report_without_a_monitor_says_how_to_have_one(tmp_path, evaluation):

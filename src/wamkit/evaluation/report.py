@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from wamkit.errors import WamkitError
@@ -20,8 +19,8 @@ from wamkit.evaluation.report_figures import (
     transfer_panels,
 )
 from wamkit.evaluation.report_media import ReportFigure, ReportVideo, gallery, image_entry, videos_from_eval
+from wamkit.evaluation.report_monitor import monitor_table
 from wamkit.evaluation.results import load_eval, load_json, validate_eval
-from wamkit.evaluation.statistics import success_rate
 from wamkit.json_files import read_json_lines
 
 __all__ = ["ReportFigure", "ReportVideo", "videos_from_eval", "write_report"]
@@ -29,21 +28,6 @@ __all__ = ["ReportFigure", "ReportVideo", "videos_from_eval", "write_report"]
 TEMPLATES = Path(__file__).parent / "templates"
 PROBED = {"object_within_task": "object position less its task's mean"}
 """What encoder probes look for, where the name alone would not say it."""
-
-
-def _rate_cell(rate: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if rate is None:
-        return None
-    return {
-        "rate": text.percent(rate["rate"]),
-        "interval": text.interval(rate["ci95"]),
-        "successes": rate["successes"],
-        "n": rate["n"],
-        "counts": f"{rate['successes']}/{rate['n']}",
-        "at": 100 * rate["rate"],
-        "low": 100 * rate["ci95"][0],
-        "high": 100 * rate["ci95"][1],
-    }
 
 
 def _success(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,7 +40,12 @@ def _success(evaluation: Mapping[str, Any]) -> dict[str, Any]:
             f"seed {seed}: {text.percent(rate['rate'])} of {rate['n']}" for seed, rate in arm.get("seeds", {}).items()
         ]
         rows.append(
-            {"label": text.arm_label(name), "main": name == main, "cell": _rate_cell(arm["overall"]), "seeds": seeds}
+            {
+                "label": text.arm_label(name),
+                "main": name == main,
+                "cell": text.rate_cell(arm["overall"]),
+                "seeds": seeds,
+            }
         )
     overall = [entry for entry in evaluation["comparisons"] if entry["task"] is None]
     per_task = [entry for entry in evaluation["comparisons"] if entry["task"] is not None]
@@ -65,7 +54,7 @@ def _success(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "arms": [{"label": text.arm_label(name), "main": name == main} for name in arms],
         "table_width": 170 + 112 * len(arms),
-        "tasks": [(task, [_rate_cell(arm["tasks"].get(task)) for arm in arms.values()]) for task in tasks],
+        "tasks": [(task, [text.rate_cell(arm["tasks"].get(task)) for arm in arms.values()]) for task in tasks],
         "comparisons": [text.comparison_sentences(entry) for entry in overall],
         "task_comparisons": [{"task": entry["task"], **text.comparison_sentences(entry)} for entry in per_task],
         "resolution": text.resolution_sentence(evaluation),
@@ -256,7 +245,7 @@ def write_report(
         "training": [(stage, image_entry(chart)) for stage, chart in training_charts(_records(training_logs))],
         "latency": None if latency is None else _latency(latency),
         "instruction": _instruction(evaluation, dreams),
-        "monitor": None if evaluation is None else _monitor(evaluation),
+        "monitor": None if evaluation is None else monitor_table(evaluation),
         "figures": [(f.title, image_entry(f.image, f.caption or f.title), f.caption) for f in figures],
         "encoders": _encoders(evaluation or {}, dreams, latency or {}),
         "provenance": [
@@ -299,31 +288,6 @@ def _encoders(*results: Mapping[str, Any]) -> list[dict[str, str]]:
                 for name, record in found.items()
             ]
     return []
-
-
-def _monitor(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How often the monitor raised an alarm, for each arm that it watched; None where there was none."""
-    monitor = evaluation.get("monitor")
-    if monitor is None:
-        return None
-    rows = []
-    for arm in evaluation["arms"]:
-        watched = [episode for episode in evaluation["episodes"] if episode["arm"] == arm and "alarms_s" in episode]
-        for words, success in (("that succeeded", True), ("that failed", False)):
-            alarms = [episode["alarms_s"] for episode in watched if episode["success"] is success]
-            if not alarms:
-                continue
-            first = [times[0] for times in alarms if times]
-            rows.append(
-                {
-                    "label": text.arm_label(arm),
-                    "episodes": words,
-                    "cell": _rate_cell(success_rate(bool(times) for times in alarms).to_json()),
-                    "first": f"{median(first):.2g}\u00a0s" if first else "–",
-                    "done": text.response_words(monitor.get("response", "none")),
-                }
-            )
-    return {"rows": rows, "threshold": text.threshold_sentence(monitor), "promise": text.promise_sentence(monitor)}
 
 
 def _instruction(evaluation: Mapping[str, Any] | None, imagine: Mapping[str, Any]) -> dict[str, Any]:

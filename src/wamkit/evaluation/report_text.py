@@ -56,29 +56,20 @@ def signed_interval(ci95: Sequence[float]) -> str:
     return f"{100 * ci95[0]:+.0f} to {100 * ci95[1]:+.0f}".replace("-", "−")
 
 
-def threshold_sentence(monitor: Mapping[str, Any]) -> str:
-    """What an alarm of the monitor is, and what its threshold promises."""
-    return (
-        f"An alarm is a surprise above {monitor['threshold']:.3g}. That threshold was set on"
-        f" {monitor['calibration_episodes']} successful episodes, so that of episodes like them at most"
-        f" {percent(monitor['false_alarm_rate'])} raise one."
-    )
-
-
-def promise_sentence(monitor: Mapping[str, Any]) -> str:
-    """Whether the episodes that succeeded raised more alarms than the threshold promises."""
-    rate = monitor["successful"]
+def rate_cell(rate: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A rate in words, and where its bar and its whisker stand in percent; None for what was not run."""
     if rate is None:
-        return "No watched episode succeeded, so the promise was not tested here."
-    seen = f"{percent(rate['rate'])} of the successful episodes did ({interval(rate['ci95'])})"
-    if rate["ci95"][0] > monitor["false_alarm_rate"]:
-        return f"Here {seen}: more than promised. Calibrate on episodes like these."
-    return f"Here {seen}, which does not contradict it."
-
-
-def response_words(response: str) -> str:
-    """What an alarm did to the episode."""
-    return "nothing: the policy went on" if response == "none" else response.replace("_", " ")
+        return None
+    return {
+        "rate": percent(rate["rate"]),
+        "interval": interval(rate["ci95"]),
+        "successes": rate["successes"],
+        "n": rate["n"],
+        "counts": f"{rate['successes']}/{rate['n']}",
+        "at": 100 * rate["rate"],
+        "low": 100 * rate["ci95"][0],
+        "high": 100 * rate["ci95"][1],
+    }
 
 
 def p_text(p: float) -> str:
