@@ -99,8 +99,8 @@ def test_an_interrupted_recording_goes_on_to_the_same_data(recorded, tmp_path):
     assert len(LeRobotSource(root).episodes) == 1
     with pytest.raises(EnvError, match=r"action_noise=0\.3"):
         record_episodes("metaworld", TASKS, root, episodes=2, resume=True, **(arguments | {"action_noise": 0.1}))
-    # As if killed after the episode was written and before it was logged.
-    (root / TRIALS_PATH).write_text("")
+    # As if killed after the episode was written and while it was logged: half a line, which must not stay.
+    (root / TRIALS_PATH).write_text('{"task": "reach')
     record_episodes("metaworld", TASKS, root, episodes=2, resume=True, **arguments)
     for name in ("action", "observation.state", "episode_index"):
         np.testing.assert_array_equal(LeRobotSource(root).column(name), LeRobotSource(whole).column(name))
