@@ -66,8 +66,9 @@ class LinearTransitionConfig:
     layers: int = 4
     pooling: PoolingConfig = AttentionPooling()
     """In q, and in f where that reads the whole grid. The paper does not say."""
-    emission: EmissionConfig = WholeGrid()
-    """The paper's f "outputs" K and d; it does not say for all tokens at once or for each alone."""
+    emission: EmissionConfig = ByToken()
+    """The paper's f "outputs" K and d; it does not say for all tokens at once or for each alone. By token, the latent
+    action said most of the robot's action (docs/benchmarks.md)."""
     mixing: MixingConfig = LowRankMixing()
     """The paper's K is L x L; it says neither how that is made small nor whether K is normalised."""
     consistency: Consistency = "reversed"
