@@ -29,7 +29,7 @@ eval --policy.path --policy.embodiment --policy.rate_hz --env.type --env.task --
 calibrate --policy.path --policy.embodiment --policy.rate_hz --env.type --env.task --env.cameras --env.resolution \
 --env.gripper --output_dir --false_alarm_rate --n_episodes --first_trial --n_action_steps --memory --max_steps \
 --batch_size --workers --timeout_s --seed --device --runtime --resume
-imagine --policy.path --dataset.root --output_dir --episodes --windows --horizons --seed --device
+imagine --policy.path --dataset.root --output_dir --episodes --windows --horizons --rollouts --seed --device
 serve --policy.path --policy.embodiment --policy.rate_hz --host --port --device --precision --runtime --max_batch \
 --batch_wait_ms --max_message_mb --max_sessions --token_file --certificate --key --drain_timeout_s --seed \
 --monitor --calibration --rerun

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from wamkit.data.lerobot import LeRobotSource
+    from wamkit.data.windows import MixtureEntry, WindowSpec
     from wamkit.inference.policy import Policy
     from wamkit.models.base import WorldActionModel
     from wamkit.training.config import TrainConfig
@@ -38,6 +39,8 @@ class ImagineArguments:
     """At most so many windows, drawn without replacement."""
     horizons: int = 3
     """How many of the model's own horizons to roll ahead."""
+    rollouts: int = 3
+    """How many episodes a causal model imagines from their first picture to their last, as films too; 0: none."""
     seed: int = 0
     """Of the draw of windows, noise and resampling."""
     device: str = "auto"
@@ -81,6 +84,10 @@ def imagine(arguments: ImagineArguments) -> str:
         result = video_report(policy.model, windows, episodes, provenance=record, seed=arguments.seed, pictures=strips)
         if policy.model.capabilities.action_conditioned and windows[0].actions.shape[-1]:
             result |= _told_actions(policy.model, windows, episodes, result["not_measured"], arguments.seed)
+        if arguments.rollouts:
+            result |= _whole_episodes(arguments, policy, config, source, result["not_measured"])
+        else:
+            result["not_measured"]["episode_rollouts"] = "None was asked for (--rollouts 0)."
         if latent_action_of(policy.model) is not None:
             held_out = encode_held_out(policy.model, windows, episodes)
             result = add_latent_actions(result, policy.model, held_out, seed=arguments.seed)
@@ -124,6 +131,41 @@ def _told_actions(
         return {}
 
 
+def _whole_episodes(
+    arguments: ImagineArguments,
+    policy: Policy,
+    config: TrainConfig,
+    source: LeRobotSource,
+    missing: dict[str, str],
+) -> dict[str, Any]:
+    """``episode_rollouts`` of a model that goes on from what it imagined, or why there are none."""
+    from wamkit.cli.progress import progress_bar
+    from wamkit.evaluation.episode_rollout import episode_rollouts
+    from wamkit.evaluation.whole_episodes import WholeEpisodes
+
+    model = policy.model
+    if not model.capabilities.rolls_out:
+        missing["episode_rollouts"] = f"{model.name} imagines one horizon, and does not go on from what it imagined."
+        return {}
+    try:
+        entry, spec = _held_out_entry(arguments, policy, config, source)
+        recorded = WholeEpisodes(model, entry, spec, policy.normalizer)
+        with progress_bar("rolling out") as progress:
+            return {
+                "episode_rollouts": episode_rollouts(
+                    model,
+                    recorded,
+                    count=arguments.rollouts,
+                    seed=arguments.seed,
+                    folder=arguments.output_dir,
+                    progress=progress,
+                )
+            }
+    except WamkitError as reason:
+        missing["episode_rollouts"] = str(reason)
+        return {}
+
+
 def held_out_windows(
     arguments: ImagineArguments, policy: Policy, config: TrainConfig, source: LeRobotSource
 ) -> tuple[list[Window], np.ndarray, np.ndarray]:
@@ -137,36 +179,45 @@ def held_out_windows(
     """
     import numpy as np
 
-    from wamkit.cli.progress import progress_bar
-    from wamkit.data.cache import FrameStore
     from wamkit.data.mixture import Mixture
-    from wamkit.data.windows import MixtureEntry
 
     stage = next(stage for stage in config.stages if stage.name == policy.stage)
     tau = float(stage.window.offsets(source.embodiment)[-1])
     if tau <= 0:
         raise WamkitError(f"a checkpoint of stage {stage.name!r} has no future to imagine: name a later stage's.")
     clip = tuple(stage.window.offsets(source.embodiment)) if "pixels" in policy.model.capabilities.imagines else ()
-    chosen, renamed = _episodes_and_cameras(arguments, config, source)
+    entry, window = _held_out_entry(arguments, policy, config, source)
     spec = replace(
-        stage.window,
+        window,
         frame_offsets_s=clip or tuple(tau * step for step in range(arguments.horizons + 1)),
         last_offset_by_embodiment=(),
         frame_jitter_s=0.0,
         feature_views=0,
         past_end="drop",
     )
-    wanted = [renamed.get(camera, camera) for camera in (spec.cameras or source.cameras)]
-    with progress_bar("decoding") as progress:
-        store = FrameStore.build(
-            source, arguments.output_dir / "cache", wanted, spec.resolution, progress=progress, resize=spec.resize
-        )
-    entry = MixtureEntry(source=source, frame_store=store, camera_map=renamed, episodes=chosen)
     mixture = Mixture([entry], spec, policy.normalizer, arguments.seed)
     draws = np.arange(min(arguments.windows, len(mixture)))
     windows = [mixture.window(draws[first : first + BATCH]) for first in range(0, len(draws), BATCH)]
     _, of_episode, rows = mixture.locate(draws)
     return windows, of_episode, rows
+
+
+def _held_out_entry(
+    arguments: ImagineArguments, policy: Policy, config: TrainConfig, source: LeRobotSource
+) -> tuple[MixtureEntry, WindowSpec]:
+    """The episodes that may be measured on, with their decoded frames, and what the checkpoint's stage looks at."""
+    from wamkit.cli.progress import progress_bar
+    from wamkit.data.cache import FrameStore
+    from wamkit.data.windows import MixtureEntry
+
+    spec = next(stage for stage in config.stages if stage.name == policy.stage).window
+    chosen, renamed = _episodes_and_cameras(arguments, config, source)
+    wanted = [renamed.get(camera, camera) for camera in (spec.cameras or source.cameras)]
+    with progress_bar("decoding") as progress:
+        store = FrameStore.build(
+            source, arguments.output_dir / "cache", wanted, spec.resolution, progress=progress, resize=spec.resize
+        )
+    return MixtureEntry(source=source, frame_store=store, camera_map=renamed, episodes=chosen), spec
 
 
 def _episodes_and_cameras(
@@ -210,6 +261,8 @@ def summary(result: dict[str, Any]) -> list[str]:
             if told[name] is not None:
                 low, high = told[f"{name}_ci95"]
                 lines.append(f"video told its actions: squared error {words} {told[name]:.2f} [{low:.2f}, {high:.2f}]")
+    if rolled := result.get("episode_rollouts"):
+        lines += _rollout_lines(rolled)
     if probe := result.get("latent_action_probe"):
         lines.append(f"latent action to end-effector motion: R2 {probe['r2']:.2f}")
     for name, probe in result.get("encoder_probe", {}).items():
@@ -220,3 +273,21 @@ def summary(result: dict[str, Any]) -> list[str]:
         lines.append(f"effect in another scene, on its arm over the first scene's: {moved['target_over_source']:.2f}")
     lines += [f"not measured: {name} ({reason})" for name, reason in result.get("not_measured", {}).items()]
     return lines
+
+
+def _rollout_lines(rolled: dict[str, Any]) -> list[str]:
+    """Of whole episodes: how well the imagined video holds, and whether it listens."""
+    told = "told its actions" if rolled["main"] == "true" else "told no actions"
+    lines = []
+    for name, words in (
+        ("over_copy", f"{told}, over copying the first picture"),
+        ("swapped_over_true", "told another episode's, over told its own"),
+        ("none_over_true", "told none, over told its own"),
+    ):
+        if rolled.get(name) is not None:
+            ends = rolled[f"{name}_ci95"]
+            interval = "" if ends is None else f" [{ends[0]:.2f}, {ends[1]:.2f}]"
+            counted = f"whole episodes ({len(rolled['episodes'])})"
+            lines.append(f"{counted}: squared error {words} {rolled[name]:.2f}{interval}")
+    lines += [f"film of episode {entry['episode']}: {entry['film']}" for entry in rolled["episodes"] if entry["film"]]
+    return lines + [f"not measured: roll-outs, {name} ({why})" for name, why in rolled["not_measured"].items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -55,18 +56,34 @@ class EpisodeVideo:
 
     def save(self, rate_hz: float) -> None:
         """Write the file, in real time for a simulation of ``rate_hz`` steps a second."""
-        import av
+        write_video(self._path, self._pictures, rate_hz / self._settings.every)
 
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".partial.mp4")
-        rate = Fraction(rate_hz / self._settings.every).limit_denominator(1000)
-        height, width = self._pictures[0].shape[:2]
+
+def write_video(path: Path, pictures: Iterable[np.ndarray], rate_hz: float) -> None:
+    """Pictures, uint8 [H, W, 3] of one size, as H.264 in an mp4 that appears whole or not at all.
+
+    Args:
+        path: The file; its folder is made.
+        pictures: One after the other; each is encoded as it comes.
+        rate_hz: How many a second.
+    """
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial.mp4")
+    try:
         with av.open(str(temporary), "w", options={"movflags": "+faststart"}) as container:
+            rate = Fraction(rate_hz).limit_denominator(1000)
             stream = container.add_stream("libx264", rate=rate, options={"crf": "23", "preset": "veryfast"})
-            stream.width, stream.height, stream.pix_fmt = width // 2 * 2, height // 2 * 2, "yuv420p"
             stream.thread_count = 1
-            for picture in self._pictures:
-                even = np.ascontiguousarray(picture[: height // 2 * 2, : width // 2 * 2])
+            height = width = 0
+            for picture in pictures:
+                if not height:
+                    height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
+                    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                even = np.ascontiguousarray(picture[:height, :width])
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
             container.mux(stream.encode(None))
-        os.replace(temporary, self._path)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
