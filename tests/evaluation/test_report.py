@@ -11,7 +11,7 @@ import pytest
 from wamkit.errors import WamkitError
 from wamkit.evaluation import report_figures as figures
 from wamkit.evaluation import report_text as text
-from wamkit.evaluation.report import ReportFigure, ReportVideo, videos_from_eval, write_report
+from wamkit.evaluation.report import ReportFigure, ReportVideo, films_from_imagine, videos_from_eval, write_report
 from wamkit.evaluation.report_monitor import promise_sentence
 from wamkit.evaluation.results import build_eval, write_eval
 from wamkit.evaluation.statistics import success_rate
@@ -147,6 +147,87 @@ def test_latent_actions_are_told_in_numbers(tmp_path, imagine):
     ):
         assert words in page
     assert "Read again" not in _page(tmp_path, whole | {"transfer": moved | {"recovered_r2": None}})
+
+
+@pytest.fixture
+def video_model():
+    """imagine.json of a model that imagines pictures and goes on from them."""
+    curves = {name: [20.0, 19.0, 18.0] for name in ("true", "none", "copy_first", "reconstruction")}
+    curves["swapped"] = [15.0, 14.0, None]
+    return {
+        "pixel_error": {
+            "horizon_s": [0.1, 0.2], "ratio": [0.75, 0.5], "ratio_ci95": [[0.7, 0.8], [0.4, 0.6]],
+            "psnr": {"model": [30.0, 29.0], "copy_present": [28.0, 25.0], "reconstruction": [40.0, 40.0]},
+        },
+        "forward_dynamics": {
+            "horizon_s": [0.1, 0.2], "over_copy": 0.45, "over_copy_ci95": [0.4, 0.5], "swapped_over_true": 1.35,
+            "swapped_over_true_ci95": [1.2, 1.5], "n": 64, "episodes": 5,
+        },
+        "episode_rollouts": {
+            "horizon_s": [0.1, 0.2, 0.3], "episodes_at": [2, 2, 1], "main": "true",
+            "psnr": curves, "ssim": curves,
+            "over_copy": 0.62, "over_copy_ci95": [0.5, 0.75], "swapped_over_true": 1.8,
+            "swapped_over_true_ci95": [1.4, 2.2], "none_over_true": 1.3, "none_over_true_ci95": None,
+            "episodes": [
+                {"episode": 4, "task": "push <it>", "seconds": 0.3, "swapped_with": 7, "film": "clip.mp4"},
+                {"episode": 7, "task": "", "seconds": 0.2, "swapped_with": 4, "film": None},
+            ],
+            "not_measured": {"none_over_true_ci95": "Too few."},
+        },
+        "not_measured": {"fvd": "No weights."},
+    }  # fmt: skip
+
+
+def test_a_video_models_episodes_are_shown_and_judged(tmp_path, video_model, video):
+    films = films_from_imagine(video_model, video.parent)
+    assert [film.path for film in films] == [video]
+    html = write_report(tmp_path / "report.html", imagine=video_model, films=films).read_text()
+    page = re.sub(r"\s+", " ", html.replace("&nbsp;", " ").replace("\u00a0", " ")).replace("&#39;", "'")
+    for words in (
+        "Its imagined video, told the recorded actions, beats copying the first picture over whole episodes: 0.62",
+        "The imagined video listens to the actions that it is told: told another episode's, its squared error is 1.80",
+        "Episode 4, “push &lt;it&gt;”, 0.3 s; on the right it is told what was done in episode 7",
+        'told no actions, over told its own: <b class="finding">1.30</b><span class="detail">no interval of one',
+        "Told what the robot did, over copying the present: 0.45 times the squared error over 0.2 s (95 % interval 0.4",
+        "0.75 (0.70–0.80)",
+        "No weights.",
+        "Too few.",
+        '<video src="data:video/mp4;base64,',
+    ):
+        assert words in page, words
+    addresses = re.findall(r'(?:src|srcset|href|poster)="([^"]{0,40})', html)
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    small = write_report(tmp_path / "report.html", imagine=video_model, films=films, video_budget_mb=1e-4).read_text()
+    assert "left out here for its size, see clip.mp4" in small
+    assert "data:video" not in small
+    with pytest.raises(WamkitError, match="There is no film"):
+        write_report(
+            tmp_path / "report.html", imagine=video_model, films=films_from_imagine(video_model, tmp_path / "x")
+        )
+
+
+@pytest.mark.parametrize(
+    ("ci95", "words"),
+    [([1.1, 1.4], "is worse than"), ([0.9, 1.1], "cannot be told from"), (None, "one episode gives no interval")],
+)
+def test_imagined_episodes_are_judged_by_their_interval(video_model, ci95, words):
+    rolled = video_model["episode_rollouts"] | {"over_copy_ci95": ci95, "main": "none"}
+    said = text.verdict(None, video_model | {"episode_rollouts": rolled})
+    assert words in said
+    assert "told no actions" in said
+
+
+def test_a_window_judges_a_model_that_does_not_go_on(video_model):
+    del video_model["episode_rollouts"]
+    assert "beats copying the present 0.2 s ahead" in text.verdict(None, video_model).replace(text.NBSP, " ")
+    said = text.told_sentence(video_model)
+    assert "listens to" in said
+    assert "1.35 times" in said
+    told = video_model["forward_dynamics"]
+    for low, words in ((1.01, "hardly listens to"), (0.9, "is not shown to listen to")):
+        entry = told | {"swapped_over_true_ci95": [low, 1.5]}
+        assert words in text.told_sentence({"forward_dynamics": entry})
+    assert text.told_sentence({"forward_dynamics": {"swapped_over_true": None}}) is None
 
 
 def _page(folder: Path, imagine: dict) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from micro_causal import LINGBOT, REPWAM
 from whole_road import latent_stores, short_run, weights_by_stage
 
+from wamkit.cli import main
 from wamkit.inference.execution_policy import policy_source
 from wamkit.inference.policy import load
 from wamkit.models import registry
@@ -77,6 +79,25 @@ def test_a_robot_is_followed_along_its_episode(trained):
     assert policy.remember() is None
     future = policy.imagine(observation(0))
     assert future.values.shape == (1, 2, 3, 16, 16)
+
+
+def test_whole_episodes_are_imagined_and_shown(trained, disc_recording, tmp_path, capsys):
+    name, folder = trained
+    words = ["imagine", "--policy.path", folder, "--dataset.root", disc_recording, "--output_dir", tmp_path]
+    words += ["--episodes", "all", "--windows", "6", "--rollouts", "2", "--device", "cpu"]
+    assert main([str(word) for word in words]) == 0
+    said = capsys.readouterr().out
+    rolled = json.loads((tmp_path / "imagine.json").read_text())["episode_rollouts"]
+    assert rolled["horizon_s"] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.2])
+    assert [entry["seconds"] for entry in rolled["episodes"]] == pytest.approx([1.2, 1.2])
+    told = {"true", "swapped"} if name == "repwam" else set()
+    assert set(rolled["psnr"]) == told | {"none", "copy_first", "reconstruction"}
+    assert "whole episodes (2): squared error told" in said
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "Episodes it imagines" in page
+    assert page.count("data:video/mp4") == 2
+    assert ("does not predict frames under their own" in page) == (name == "lingbot_va")
 
 
 def test_recipes_name_stages_and_windows_of_their_models():

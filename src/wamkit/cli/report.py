@@ -59,21 +59,23 @@ def report_on(directory: Path, output: Path | None = None, title: str = "", note
         raise WamkitError(
             f"nothing to report in {directory}: run wam train, eval or imagine with that --output_dir first."
         )
-    from wamkit.evaluation.report import videos_from_eval, write_report
+    from wamkit.evaluation.report import films_from_imagine, videos_from_eval, write_report
     from wamkit.evaluation.report_figures import load_examples
     from wamkit.evaluation.results import load_eval, load_json
 
     evaluation = load_eval(results) if results.is_file() else None
+    dreams = load_json(imagined) if imagined.is_file() else None
     examples = directory / EXAMPLES_FILE
     subgoals, transfers = load_examples(examples) if examples.is_file() else ([], [])
     return write_report(
         output or directory / "report.html",
         eval=evaluation,
-        imagine=imagined if imagined.is_file() else None,
+        imagine=dreams,
         training_logs=log if log.is_file() else (),
         videos=videos_from_eval(evaluation, directory) if evaluation is not None else (),
         subgoals=subgoals,
         transfers=transfers,
+        films=films_from_imagine(dreams, directory) if dreams is not None else (),
         latency=load_json(latency) if latency.is_file() else None,
         notes=notes,
         title=title or directory.resolve().name,

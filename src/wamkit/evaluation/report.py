@@ -18,12 +18,21 @@ from wamkit.evaluation.report_figures import (
     training_charts,
     transfer_panels,
 )
-from wamkit.evaluation.report_media import ReportFigure, ReportVideo, gallery, image_entry, videos_from_eval
+from wamkit.evaluation.report_imagined import pixel_section, rollout_section
+from wamkit.evaluation.report_media import (
+    ReportFigure,
+    ReportFilm,
+    ReportVideo,
+    films_from_imagine,
+    gallery,
+    image_entry,
+    videos_from_eval,
+)
 from wamkit.evaluation.report_monitor import monitor_table
 from wamkit.evaluation.results import load_eval, load_json, validate_eval
 from wamkit.json_files import read_json_lines
 
-__all__ = ["ReportFigure", "ReportVideo", "videos_from_eval", "write_report"]
+__all__ = ["ReportFigure", "ReportFilm", "ReportVideo", "films_from_imagine", "videos_from_eval", "write_report"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 PROBED = {"object_within_task": "object position less its task's mean"}
@@ -189,6 +198,7 @@ def write_report(
     videos: Sequence[ReportVideo] = (),
     subgoals: Sequence[SubgoalExample] = (),
     transfers: Sequence[TransferExample] = (),
+    films: Sequence[ReportFilm] = (),
     latency: Mapping[str, Any] | None = None,
     figures: Sequence[ReportFigure] = (),
     notes: Sequence[str] = (),
@@ -205,6 +215,7 @@ def write_report(
         videos: See `videos_from_eval`.
         subgoals: From `wamkit.evaluation.imagine.examples` or `report_figures.load_examples`.
         transfers: The same.
+        films: Of whole imagined episodes; see `films_from_imagine`.
         latency: ``{"parts": {"<part>": {"p50_ms", ...}}, "total": {"p50_ms", ...}, "boundary": ..., ...}``; by
             default the ``latency`` entry of ``eval``.
         figures: Further pictures.
@@ -242,6 +253,8 @@ def write_report(
             for e in transfers
         ],
         "imagine": _imagine(dreams),
+        "pixels": pixel_section(dreams),
+        "rollouts": rollout_section(dreams, films, video_budget_mb),
         "training": [(stage, image_entry(chart)) for stage, chart in training_charts(_records(training_logs))],
         "latency": None if latency is None else _latency(latency),
         "instruction": _instruction(evaluation, dreams),
@@ -341,7 +354,13 @@ def _absent(
         "encoder_probe.end_effector": "Probe of the end effector's position",
         "encoder_probe.object": "Probe of the object's position",
         "encoder_probe.object_within_task": "Probe of the object's position less its task's mean",
+        "episode_rollouts": "Whole episodes imagined",
+        "lpips": "LPIPS of imagined video",
+        "fvd": "FVD of imagined video",
     }
     for name, reason in imagine.get("not_measured", {}).items():
         missing.append((names.get(name, name.replace("_", " ").capitalize()), reason))
+    arms = {"true": "Whole episodes told their actions", "swapped": "Whole episodes told another's actions"}
+    for name, reason in (imagine.get("episode_rollouts") or {}).get("not_measured", {}).items():
+        missing.append((arms.get(name, f"Whole episodes: {name.replace('_', ' ')}"), reason))
     return missing

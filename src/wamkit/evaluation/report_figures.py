@@ -152,6 +152,50 @@ def horizon_chart(feature_error: Mapping[str, Any]) -> Chart:
     return Chart(draw(LIGHT), draw(DARK), f"Feature error of the world model against copying the present: {words}.")
 
 
+@dataclass(frozen=True)
+class Curve:
+    """One line of a `curves_chart`."""
+
+    label: str
+    values: Sequence[float | None]
+    """None where there is nothing."""
+    series: int | None
+    """Which of the theme's colours; None: grey."""
+    dashed: bool = False
+
+
+def curves_chart(horizon_s: Sequence[float], curves: Sequence[Curve], unit: str) -> Chart:
+    """Some quantity against the horizon.
+
+    Args:
+        horizon_s: The times.
+        curves: Of that many values each; where they meet, the first lies on top.
+        unit: What they are, for the axis.
+    """
+
+    def draw(theme: Theme) -> bytes:
+        figure, (axis,) = _figure(theme)
+        for order, curve in enumerate(curves):
+            known = [(t, value) for t, value in zip(horizon_s, curve.values, strict=True) if value is not None]
+            axis.plot(
+                [t for t, _ in known], [value for _, value in known], "--" if curve.dashed else "-", linewidth=2,
+                color=theme.muted if curve.series is None else theme.series[curve.series], label=curve.label,
+                marker="o" if len(known) < 12 else None, markersize=4, zorder=3 - order / len(curves),
+            )  # fmt: skip
+        axis.set_xlabel("horizon (s)", fontsize=8.5)
+        axis.set_ylabel(unit, fontsize=8.5)
+        axis.set_xlim(left=0)
+        _legend(figure, theme, columns=3)
+        return _png(figure)
+
+    def ends(curve: Curve) -> str:
+        known = [value for value in curve.values if value is not None]
+        return f"{curve.label} from {known[0]:.3g} to {known[-1]:.3g}" if known else f"{curve.label} nowhere"
+
+    words = "; ".join(ends(curve) for curve in curves)
+    return Chart(draw(LIGHT), draw(DARK), f"{unit} up to {horizon_s[-1]:.2g} s ahead: {words}.")
+
+
 def training_charts(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, Chart]]:
     """Loss curves, one chart for each stage in the order of the log.
 

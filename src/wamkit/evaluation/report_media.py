@@ -69,6 +69,48 @@ def _poster(path: Path) -> str:
     return ""
 
 
+@dataclass(frozen=True)
+class ReportFilm:
+    """An imagined episode to show beside the recorded one."""
+
+    path: Path
+    caption: str
+
+
+def films_from_imagine(imagine: Mapping[str, Any], root: Path) -> list[ReportFilm]:
+    """The films that the roll-outs of an ``imagine.json`` name.
+
+    Args:
+        imagine: The object of ``imagine.json``.
+        root: The folder that the paths are relative to.
+    """
+    found = []
+    for episode in (imagine.get("episode_rollouts") or {}).get("episodes", ()):
+        if episode["film"]:
+            task = f"“{episode['task']}”" if episode["task"] else "no instruction"
+            caption = f"Episode {episode['episode']}, {task}, {episode['seconds']:.1f}{text.NBSP}s"
+            if episode["swapped_with"] is not None:
+                caption += f"; on the right it is told what was done in episode {episode['swapped_with']}"
+            found.append(ReportFilm(Path(root) / episode["film"], caption))
+    return found
+
+
+def film_entries(films: Sequence[ReportFilm], budget_mb: float) -> list[dict[str, str]]:
+    """Films as the template takes them, up to a size; of those beyond it the caption says that they are left out."""
+    entries, size = [], 0
+    for film in films:
+        path = Path(film.path)
+        if not path.is_file():
+            raise WamkitError(f"There is no film {path}: run wam imagine again, or leave it out of the report.")
+        size += path.stat().st_size
+        if size > budget_mb * 2**20:
+            entries.append({"caption": f"{film.caption}; left out here for its size, see {path.name}", "source": ""})
+            continue
+        source = data_uri(path.read_bytes(), mimetypes.guess_type(path.name)[0] or "video/mp4")
+        entries.append({"caption": film.caption, "source": source, "poster": _poster(path)})
+    return entries
+
+
 def videos_from_eval(
     evaluation: Mapping[str, Any], root: Path, *, arms: Sequence[str] | None = None, per_cell: int = 2
 ) -> list[ReportVideo]:

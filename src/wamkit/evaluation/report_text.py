@@ -117,7 +117,7 @@ def imagination_sentence(imagine: Mapping[str, Any] | None) -> str | None:
     """What the world model knows more than that nothing changes, at its own horizon."""
     error = (imagine or {}).get("feature_error")
     if not error:
-        return None
+        return _video_sentence(imagine or {})
     entry = error.get("policy")
     what = "Its own imagined subgoal" if entry else "Its world model, told the true latent action,"
     ratio, ci95 = (entry["ratio"], entry["ratio_ci95"]) if entry else (error["ratio"][0], error["ratio_ci95"][0])
@@ -128,6 +128,41 @@ def imagination_sentence(imagine: Mapping[str, Any] | None) -> str | None:
     if ci95[0] > 1:
         return f"{what} is worse than copying the present {seconds}: {numbers}."
     return f"{what} cannot be told from copying the present {seconds}: {numbers}."
+
+
+def _video_sentence(imagine: Mapping[str, Any]) -> str | None:
+    """The same of a model that imagines pictures: over whole episodes where it goes on so long, else a window ahead."""
+    rolled, error = imagine.get("episode_rollouts"), imagine.get("pixel_error")
+    if rolled and rolled.get("over_copy") is not None:
+        told = "told the recorded actions" if rolled["main"] == "true" else "told no actions"
+        what, where = f"Its imagined video, {told},", "the first picture over whole episodes"
+        ratio, ci95 = rolled["over_copy"], rolled["over_copy_ci95"]
+    elif error and "ratio" in error:
+        what, where = "Its imagined video", f"the present {error['horizon_s'][-1]:.2g}\u00a0s ahead"
+        ratio, ci95 = error["ratio"][-1], error["ratio_ci95"][-1]
+    else:
+        return None
+    if ci95 is None:
+        return f"{what} has {ratio:.2f} times the squared error of copying {where}; one episode gives no interval."
+    verdict = "beats" if ci95[1] < 1 else "is worse than" if ci95[0] > 1 else "cannot be told from"
+    numbers = f"{ratio:.2f} times its squared error (95\u00a0% interval {ci95[0]:.2f}–{ci95[1]:.2f})"
+    return f"{what} {verdict} copying {where}: {numbers}."
+
+
+def told_sentence(imagine: Mapping[str, Any] | None) -> str | None:
+    """Whether imagined video depends on the actions that it is told: over whole episodes, else over windows."""
+    for name in ("episode_rollouts", "forward_dynamics"):
+        entry = (imagine or {}).get(name) or {}
+        ratio, ci95 = entry.get("swapped_over_true"), entry.get("swapped_over_true_ci95")
+        if ratio is None or not isinstance(ci95, (list, tuple)):
+            continue
+        # An effect that is surely there may be too small to matter.
+        claim = "listens to" if ci95[0] > 1.1 else "hardly listens to" if ci95[0] > 1 else "is not shown to listen to"
+        return (
+            f"The imagined video {claim} the actions that it is told: told another episode's, its squared error is"
+            f" {ratio:.2f} times that of told its own (95\u00a0% interval {ci95[0]:.2f}–{ci95[1]:.2f}; 1 = ignored)."
+        )
+    return None
 
 
 def lead_sentences(evaluation: Mapping[str, Any] | None, imagine: Mapping[str, Any] | None) -> list[str]:
@@ -154,7 +189,7 @@ def lead_sentences(evaluation: Mapping[str, Any] | None, imagine: Mapping[str, A
     # Without an evaluation the headline already says it.
     if evaluation is not None:
         sentences += [text for text in [imagination_sentence(imagine)] if text]
-    sentences += [text for text in [belief_sentence(imagine)] if text]
+    sentences += [text for text in [told_sentence(imagine), belief_sentence(imagine)] if text]
     return sentences
 
 
