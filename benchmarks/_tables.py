@@ -33,7 +33,8 @@ def closed_loop(result: dict[str, Any]) -> list[str]:
         ]
         cells.append(", ".join(f"{100 * rate['rate']:.0f}" for rate in seeds.values()) or "one seed")
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    lines += ["", "| difference | points | McNemar p | Holm |", "|---|---|---|---|"]
+    if result["comparisons"]:
+        lines += ["", "| difference | points | McNemar p | Holm |", "|---|---|---|---|"]
     for line in result["comparisons"]:
         if line["task"] is None:
             low, high = (100 * end for end in line["ci95"])

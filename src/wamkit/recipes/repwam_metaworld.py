@@ -9,7 +9,7 @@ from wamkit.training.config import StageConfig, TrainConfig
 
 
 def repwam_metaworld() -> TrainConfig:
-    """RepWAM ``tiny``; steps are estimates of what two slow cores do in 45 minutes, no result stands behind them yet.
+    """RepWAM ``tiny``; what it reached with these steps stands in docs/log.md.
 
     The self-trained representation, tokenizer, latent actions, pretraining on latent actions, adaptation to real ones.
     Record first: ``wam record --env.type metaworld --env.task TASK,TASK --episodes 25 --output_dir DIR``, then
