@@ -143,10 +143,20 @@ def test_a_model_that_listens_is_told_from_one_that_copies(tmp_path):
     assert found["psnr"]["true"][-1] is not None
 
 
+def test_the_effect_of_swapping_is_how_far_apart_the_videos_are():
+    world = Recorded(4, 4)
+    found = episode_rollouts(Bright(), world, count=2)
+    one, other = (level(world.actions[number]) for number in (0, 1))
+    apart = 2 * (one - other).square().mean()
+    gone = (one - 0.2).square().mean() + (other - 0.2).square().mean()
+    assert found["swap_effect"] == pytest.approx(float(apart / gone), rel=0.02)
+
+
 def test_a_deaf_model_is_called_so():
     found = episode_rollouts(Bright(listens=False), Recorded(4, 4), count=2)
     assert found["over_copy"] == pytest.approx(1.0)
     assert found["swapped_over_true"] == pytest.approx(1.0)
+    assert found["swap_effect"] == 0.0
     assert all(entry["film"] is None for entry in found["episodes"])
 
 

@@ -168,6 +168,7 @@ def video_model():
             "psnr": curves, "ssim": curves,
             "over_copy": 0.62, "over_copy_ci95": [0.5, 0.75], "swapped_over_true": 1.8,
             "swapped_over_true_ci95": [1.4, 2.2], "none_over_true": 1.3, "none_over_true_ci95": None,
+            "swap_effect": 0.2, "swap_effect_ci95": [0.1, 0.3],
             "episodes": [
                 {"episode": 4, "task": "push <it>", "seconds": 0.3, "swapped_with": 7, "film": "clip.mp4"},
                 {"episode": 7, "task": "", "seconds": 0.2, "swapped_with": 4, "film": None},

@@ -225,6 +225,49 @@ def test_what_is_kept_does_not_grow_with_the_episode(monkeypatch):
     assert sizes[2:] == [sizes[2]] * 5
 
 
+def shaded(model, seed: int, rows: int = 16, frames: int = 4) -> Window:
+    """A world that only the actions tell of: a latent frame is dark or bright as they say, whatever was before."""
+    window = model.fake_sequence(frames, rows, seed=seed)
+    signs = torch.randint(0, 2, (rows, frames), generator=seeded(seed)) * 2 - 1
+    actions = torch.zeros_like(window.actions)
+    actions[:, : 2 * frames] = signs.repeat_interleave(2, dim=1).unsqueeze(-1).float()
+    shades = torch.cat([torch.full((rows, 1), 128), (128 + 88 * signs).repeat_interleave(4, dim=1)], dim=1)
+    ramp = torch.linspace(0, 39, 16).expand(3, 16, 16)  # latents are normalised: a plain picture has none
+    pictures = (shades[:, :, None, None, None] + ramp).to(torch.uint8)
+    return replace(window, frames={"front": pictures}, actions=actions)
+
+
+@pytest.mark.timeout(300)
+def test_a_model_that_was_trained_listens_to_actions_over_a_whole_episode(monkeypatch):
+    """Forward dynamics learned in 120 steps: swapped actions lead elsewhere, none lead to the mean of both shades."""
+    torch.manual_seed(0)
+    model = repwam(pictures="held", action_dropout=0.2, text_dropout=0.0)
+    model.prepare_stage("adapt")
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    for step in range(120):
+        losses = model.loss(shaded(model, step), "adapt", seeded(step))
+        optimizer.zero_grad()
+        losses.total().backward()
+        optimizer.step()
+    model.eval()
+    window = shaded(model, 9999)
+    true, look, actions = model.latents_of(window)[0][:, :, 1:], window.observation(), window.actions[:, :8]
+    stream = model.tokenizer.picture_stream
+
+    def error(told: torch.Tensor | None) -> float:
+        """In latents: the tokenizer is not trained."""
+        pushed = []
+        decoder = stream()
+        monkeypatch.setattr(decoder, "push", lambda x, push=decoder.push: pushed.append(x) or push(x))
+        monkeypatch.setattr(model.tokenizer, "picture_stream", lambda: decoder)
+        assert list(model.roll_out(look, told, frames=None if told is not None else 4))
+        return float((torch.cat(pushed, dim=2)[:, :, 1:] - true).square().mean())
+
+    own, swapped, none = error(actions), error(actions.roll(1, dims=0)), error(None)
+    assert swapped > 5 * own
+    assert none > 3 * own
+
+
 def test_imagine_is_the_roll_out_in_one(model):
     observation = model.fake_sequence(1, seed=3).observation()
     pieces = list(model.roll_out(observation, frames=3))

@@ -280,14 +280,15 @@ def _rollout_lines(rolled: dict[str, Any]) -> list[str]:
     told = "told its actions" if rolled["main"] == "true" else "told no actions"
     lines = []
     for name, words in (
-        ("over_copy", f"{told}, over copying the first picture"),
-        ("swapped_over_true", "told another episode's, over told its own"),
-        ("none_over_true", "told none, over told its own"),
+        ("over_copy", f"squared error {told}, over copying the first picture"),
+        ("swapped_over_true", "squared error told another episode's, over told its own"),
+        ("none_over_true", "squared error told none, over told its own"),
+        ("swap_effect", "moved by swapped actions, over how far the real video goes"),
     ):
         if rolled.get(name) is not None:
             ends = rolled[f"{name}_ci95"]
             interval = "" if ends is None else f" [{ends[0]:.2f}, {ends[1]:.2f}]"
             counted = f"whole episodes ({len(rolled['episodes'])})"
-            lines.append(f"{counted}: squared error {words} {rolled[name]:.2f}{interval}")
+            lines.append(f"{counted}: {words} {rolled[name]:.2f}{interval}")
     lines += [f"film of episode {entry['episode']}: {entry['film']}" for entry in rolled["episodes"] if entry["film"]]
     return lines + [f"not measured: roll-outs, {name} ({why})" for name, why in rolled["not_measured"].items()]

@@ -43,6 +43,8 @@ class _Measured:
     squared_error: dict[str, list[float]] = field(default_factory=dict)
     psnr: dict[str, list[float]] = field(default_factory=dict)
     ssim: dict[str, list[float]] = field(default_factory=dict)
+    apart: list[float] = field(default_factory=list)
+    """Mean squared difference of what is imagined under the true and under the swapped actions."""
 
     def add(self, arm: str, made: Tensor, real: Tensor, there: Tensor) -> None:
         """Pictures [T, 3, h, w] of an arm beside the real ones; those that are there, [T]."""
@@ -79,8 +81,9 @@ def episode_rollouts(
         By horizon ``horizon_s`` and the number of ``episodes_at`` it: ``psnr``, ``ssim`` and ``squared_error`` of
         ``true``, ``swapped``, ``none``, ``copy_first`` and ``reconstruction``, those that there are. Over whole
         episodes, each counted alike, ``over_copy`` (of ``main``, ``true`` where there is one) and
-        ``swapped_over_true``, ``none_over_true``, each with ``_ci95`` over episodes or the reason why not. And
-        ``episodes``, each with its film; ``too_short``; ``not_measured``.
+        ``swapped_over_true``, ``none_over_true``; and ``swap_effect``, how far apart the two imagined videos are, over
+        how far the recorded one goes from its first picture; each with ``_ci95`` over episodes or the reason why not.
+        And ``episodes``, each with its film; ``too_short``; ``not_measured``.
 
     Raises:
         WorldMetricsError: A number is asked for that is none.
@@ -218,6 +221,9 @@ def _rolled(
         videos["reconstruction"] = model.reconstruction_of(moved)[0, after].cpu()
         for arm, video in videos.items():
             measured.add(arm, video, real, there)
+        if "true" in videos and "swapped" in videos:
+            gap = (videos["true"] - videos["swapped"]).square().mean(dim=(1, 2, 3))
+            measured.apart += gap[there].tolist()
         measured.times += here.times[0].cpu()[there].tolist()
         for at, time in enumerate(here.times[0].tolist()):
             columns: dict[str, np.ndarray | None] = {f"recorded, {time:.1f} s": real[at].numpy()}
@@ -250,15 +256,17 @@ def _summed(found: list[tuple[dict[str, Any], _Measured]], missing: dict[str, st
             # An arm that ends before the others has no value there.
             result[name][arm] = [float(s / n) if n else None for s, n in zip(sums, counts, strict=True)]
     result["main"] = main = "true" if "true" in arms else "none"
+    by_episode = [measured.squared_error | {"apart": measured.apart} for _, measured in found]
     for name, above, below in (
         ("over_copy", main, "copy_first"),
         ("swapped_over_true", "swapped", "true"),
         ("none_over_true", "none", "true"),
+        ("swap_effect", "apart", "copy_first"),
     ):
         pairs = [
             (np.mean(one[:common]), np.mean(other[:common]), number)
-            for number, (_, measured) in enumerate(found)
-            if (one := measured.squared_error.get(above)) and (other := measured.squared_error.get(below))
+            for number, values in enumerate(by_episode)
+            if (one := values.get(above)) and (other := values.get(below))
             for common in (min(len(one), len(other)),)
         ]
         if not pairs:

@@ -53,9 +53,10 @@ def rollout_section(
     findings = [
         (words, f"{rolled[name]:.2f}", _interval(rolled.get(f"{name}_ci95")))
         for name, words in (
-            ("over_copy", "over copying the first picture (below 1 it knows more)"),
-            ("swapped_over_true", "told another episode's actions, over told its own (1 = it ignores them)"),
-            ("none_over_true", "told no actions, over told its own"),
+            ("over_copy", "Squared error over copying the first picture (below 1 it knows more)"),
+            ("swapped_over_true", "Squared error told another episode's actions, over told its own (1 = ignored)"),
+            ("none_over_true", "Squared error told no actions, over told its own"),
+            ("swap_effect", "How far swapped actions move the video, over how far the recorded one goes (0 = ignored)"),
         )
         if rolled.get(name) is not None
     ]
