@@ -15,12 +15,19 @@ pytestmark = pytest.mark.slow
 
 
 def logged(folder: Path) -> tuple[list[dict[str, float]], str]:
-    """The history that an offline run left on the disk, and the run's id."""
+    """The history that an offline run left on the disk, and the run's id, once wandb's own process has written it."""
+    end = time.monotonic() + 60.0
+    while not (found := _on_disk(folder))[1] and time.monotonic() < end:
+        time.sleep(0.5)
+    return found
+
+
+def _on_disk(folder: Path) -> tuple[list[dict[str, float]], str]:
     from wandb.proto import wandb_internal_pb2
     from wandb.sdk.internal.datastore import DataStore
 
     (file,) = folder.glob("*.wandb")
-    store, rows, identity = DataStore(), [], ""
+    store, rows, identity, ended = DataStore(), [], "", False
     store.open_for_scan(str(file))
     while (data := store.scan_data()) is not None:
         record = wandb_internal_pb2.Record()
@@ -31,7 +38,8 @@ def logged(folder: Path) -> tuple[list[dict[str, float]], str]:
         elif kind == "history":
             row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             rows.append(row | {"step": record.history.step.num})
-    return rows, identity
+        ended |= kind == "exit"
+    return rows, identity if ended else ""
 
 
 def test_a_run_is_logged_and_continued(tmp_path, monkeypatch):
