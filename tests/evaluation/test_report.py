@@ -168,7 +168,7 @@ def video_model():
             "psnr": curves, "ssim": curves,
             "over_copy": 0.62, "over_copy_ci95": [0.5, 0.75], "swapped_over_true": 1.8,
             "swapped_over_true_ci95": [1.4, 2.2], "none_over_true": 1.3, "none_over_true_ci95": None,
-            "swap_effect": 0.2, "swap_effect_ci95": [0.1, 0.3],
+            "swap_effect": 0.0017, "swap_effect_ci95": [0.001, 0.25],
             "episodes": [
                 {"episode": 4, "task": "push <it>", "seconds": 0.3, "swapped_with": 7, "film": "clip.mp4"},
                 {"episode": 7, "task": "", "seconds": 0.2, "swapped_with": 4, "film": None},
@@ -191,6 +191,7 @@ def test_a_video_models_episodes_are_shown_and_judged(tmp_path, video_model, vid
         'told no actions, over told its own: <b class="finding">1.30</b><span class="detail">no interval of one',
         "Told what the robot did, over copying the present: 0.45 times the squared error over 0.2 s (95 % interval 0.4",
         "0.75 (0.70–0.80)",
+        '<b class="finding">0.002</b><span class="detail">95 % interval 0.001–0.25, 2 episodes',
         "No weights.",
         "Too few.",
         '<video src="data:video/mp4;base64,',

@@ -277,6 +277,8 @@ def summary(result: dict[str, Any]) -> list[str]:
 
 def _rollout_lines(rolled: dict[str, Any]) -> list[str]:
     """Of whole episodes: how well the imagined video holds, and whether it listens."""
+    from wamkit.evaluation.report_text import ratio_text
+
     told = "told its actions" if rolled["main"] == "true" else "told no actions"
     lines = []
     for name, words in (
@@ -287,8 +289,8 @@ def _rollout_lines(rolled: dict[str, Any]) -> list[str]:
     ):
         if rolled.get(name) is not None:
             ends = rolled[f"{name}_ci95"]
-            interval = "" if ends is None else f" [{ends[0]:.2f}, {ends[1]:.2f}]"
+            interval = "" if ends is None else f" [{ratio_text(ends[0])}, {ratio_text(ends[1])}]"
             counted = f"whole episodes ({len(rolled['episodes'])})"
-            lines.append(f"{counted}: {words} {rolled[name]:.2f}{interval}")
+            lines.append(f"{counted}: {words} {ratio_text(rolled[name])}{interval}")
     lines += [f"film of episode {entry['episode']}: {entry['film']}" for entry in rolled["episodes"] if entry["film"]]
     return lines + [f"not measured: roll-outs, {name} ({why})" for name, why in rolled["not_measured"].items()]

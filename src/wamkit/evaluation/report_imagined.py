@@ -7,6 +7,7 @@ from typing import Any
 
 from wamkit.evaluation.report_figures import Curve, curves_chart
 from wamkit.evaluation.report_media import ReportFilm, film_entries, image_entry
+from wamkit.evaluation.report_text import ratio_text
 
 ROWS = 8
 """Horizons in a table, spread evenly over all that were measured."""
@@ -51,7 +52,7 @@ def rollout_section(
     if not rolled:
         return None
     findings = [
-        (words, f"{rolled[name]:.2f}", _interval(rolled.get(f"{name}_ci95")))
+        (words, ratio_text(rolled[name]), _interval(rolled.get(f"{name}_ci95")))
         for name, words in (
             ("over_copy", "Squared error over copying the first picture (below 1 it knows more)"),
             ("swapped_over_true", "Squared error told another episode's actions, over told its own (1 = ignored)"),
@@ -96,4 +97,6 @@ def _known(
 
 
 def _interval(ci95: Sequence[float] | None) -> str:
-    return "no interval of one episode" if ci95 is None else f"95\u00a0% interval {ci95[0]:.2f}–{ci95[1]:.2f}"
+    if ci95 is None:
+        return "no interval of one episode"
+    return f"95\u00a0% interval {ratio_text(ci95[0])}–{ratio_text(ci95[1])}"

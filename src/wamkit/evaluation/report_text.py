@@ -78,6 +78,11 @@ def p_text(p: float) -> str:
     return text.replace(" ", NBSP)
 
 
+def ratio_text(ratio: float) -> str:
+    """Such as ``1.35``, and ``0.002`` where two decimals would claim nothing at all."""
+    return f"{ratio:.2f}" if ratio >= 0.095 or ratio == 0 else f"{ratio:.1g}"
+
+
 def main_arm(evaluation: Mapping[str, Any]) -> str:
     """The arm that the report is about."""
     return MAIN_ARM if MAIN_ARM in evaluation["arms"] else next(iter(evaluation["arms"]))
