@@ -6,8 +6,11 @@ BIN := .venv/bin
 STAMP := .venv/.wamkit-installed
 DOCS_STAMP := .venv/.wamkit-docs-installed
 PACKAGING := pyproject.toml constraints.txt scripts/bootstrap.sh scripts/find_python.sh integrations/lerobot_policy_wamkit/pyproject.toml
-PYTEST_WORKERS ?= 2
+# One more than cores: tests that wait for a process or a clock leave a core to the others.
+PYTEST_WORKERS ?= 3
 PYTEST_ARGS ?=
+# Where a shell forbids bytecode, every process of the tests would compile all of its imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test check format docs clean
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ def parser(
     stages = {stage.name: stage.steps for recipe in reversed(recipes) for stage in recipe().stages}
     for name, steps in stages.items():
         flags.add_argument(f"--{name}_steps", type=int, default=steps)
+    flags.add_argument("--arms", nargs="+", help="only these; tests are made between those that are among them")
     flags.add_argument("--max_steps", type=int, default=None, help="time limit of an episode; default the simulator's")
     flags.add_argument("--n_action_steps", type=int, default=None, help="executed of each chunk; default all of it")
     flags.add_argument("--workers", type=int, default=None, help="simulator processes; default one a core")
@@ -107,6 +108,14 @@ def parsed(flags: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     return flags.parse_args(arguments)
 
 
+def chosen(options: argparse.Namespace, arms: Iterable[str]) -> list[str]:
+    """Those of an experiment's arms that ``--arms`` asks for, in the experiment's order."""
+    known = list(arms)
+    if unknown := set(options.arms or ()) - set(known):
+        raise SystemExit(f"--arms: no arm {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    return [name for name in known if options.arms is None or name in options.arms]
+
+
 def run(
     options: argparse.Namespace,
     arms: Sequence[TrainedArm],
@@ -119,11 +128,14 @@ def run(
 
     Args:
         options: from `parsed`.
-        arms: what is compared.
+        arms: all of the experiment; compared are the `chosen` ones.
         pairs: arm and baseline of each paired test.
         measure: what else to find out about a seed's checkpoints, given by arm; stands under ``measured`` by seed.
         extra: more keys of the result.
     """
+    names = chosen(options, (arm.name for arm in arms))
+    arms = [arm for arm in arms if arm.name in names]
+    pairs = [pair for pair in pairs if set(pair) <= set(names)]
     recordings = record(options, cameras_of(arms))
     episodes: list[dict[str, Any]] = []
     checkpoints: dict[str, str] = {}

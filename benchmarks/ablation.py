@@ -9,7 +9,7 @@
 Equal steps, batches and demonstrations; the arms without LaWM get a wider action expert, so that the parameters which
 act at test time differ by less than 5 %.
 
-    python benchmarks/ablation.py [--seeds 0 1 2] [--episodes 50] [--toy] [--json]
+    python benchmarks/ablation.py [--seeds 0 1 2] [--episodes 50] [--arms ...] [--toy] [--json]
 """
 
 from __future__ import annotations
@@ -85,20 +85,17 @@ def configs(base: LaWAMConfig) -> dict[str, LaWAMConfig]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    flags = closed_loop.parser(__doc__, TASKS, "ablation")
-    flags.add_argument("--arms", nargs="+", help="only these; lawam is always among them")
-    options = closed_loop.parsed(flags, arguments)
+    options = closed_loop.parsed(closed_loop.parser(__doc__, TASKS, "ablation"), arguments)
     models = configs(preset(options.preset))
-    if unknown := set(options.arms or ()) - models.keys():
-        flags.error(f"no arm {', '.join(sorted(unknown))}; there are {', '.join(models)}")
-    chosen = [name for name in models if name == "lawam" or options.arms is None or name in options.arms]
+    chosen = closed_loop.chosen(options, models)
     arms = [
-        closed_loop.TrainedArm(name, models[name], lambda root: closed_loop.dataset(options, root)) for name in chosen
+        closed_loop.TrainedArm(name, config, lambda root: closed_loop.dataset(options, root))
+        for name, config in models.items()
     ]
     closed_loop.run(
         options,
         arms,
-        [("lawam", name) for name in chosen if name != "lawam"],
+        [("lawam", name) for name in models if name != "lawam"],
         active_parameters={name: active_parameters(models[name]) for name in chosen},
         expert_width={name: models[name].action.width for name in chosen},
     )

@@ -54,14 +54,8 @@ def arms(options: argparse.Namespace) -> list[closed_loop.TrainedArm]:
 def main(arguments: Sequence[str] | None = None) -> None:
     flags = closed_loop.parser(__doc__, TASKS, "auxiliary_video", recipes=tuple(RECIPES.values()))
     flags.set_defaults(n_action_steps=8)  # half a chunk, as the demo does; the papers execute a quarter to a third
-    flags.add_argument("--arms", nargs="+", help="only these")
     options = closed_loop.parsed(flags, arguments)
-    known = arms(options)
-    if unknown := set(options.arms or ()) - {arm.name for arm in known}:
-        flags.error(f"no arm {', '.join(sorted(unknown))}; there are {', '.join(arm.name for arm in known)}")
-    chosen = [arm for arm in known if options.arms is None or arm.name in options.arms]
-    names = {arm.name for arm in chosen}
-    closed_loop.run(options, chosen, [pair for pair in PAIRS if names.issuperset(pair)])
+    closed_loop.run(options, arms(options), PAIRS)
 
 
 if __name__ == "__main__":

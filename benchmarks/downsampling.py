@@ -3,7 +3,7 @@
 For each factor: success, steps per second and memory of the policy stage, and the error of the imagined future, in
 pixels and in latents, on demonstrations that were not learned from, over copying the present at the same resolution.
 
-    python benchmarks/downsampling.py [--seeds 0 1 2] [--episodes 50] [--toy] [--json]
+    python benchmarks/downsampling.py [--seeds 0 1 2] [--episodes 50] [--arms ...] [--toy] [--json]
 """
 
 from __future__ import annotations
@@ -138,12 +138,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, config in models.items()
     ]
     unseen = closed_loop.record(options, closed_loop.cameras_of(arms), unseen=2 if options.toy else UNSEEN_EPISODES)
+    compared = {name: models[name] for name in closed_loop.chosen(options, models)}
     closed_loop.run(
         options,
         arms,
         [("factor_2", "factor_1"), ("factor_2", "factor_4"), ("factor_2", "no_video")],
         measure=lambda seed, trained: video_errors(options, trained, unseen, seed),
-        cost=training_cost(models, batch_size=2 if options.toy else 32, rounds=2 if options.toy else 15),
+        cost=training_cost(
+            {name: models[name] for name in closed_loop.chosen(options, models)},
+            batch_size=2 if options.toy else 32,
+            rounds=2 if options.toy else 15,
+        ),
     )
 
 

@@ -8,7 +8,7 @@ the policy of the native rate alone is the reference. Three arms, equal steps, a
   mixed             80, 40 and 20 Hz, each action token coded by its time in seconds
   mixed_index       the same, coded by its index: the same code means another time in each branch
 
-    python benchmarks/mixed_frequency.py [--seeds 0 1 2] [--episodes 50] [--toy] [--json]
+    python benchmarks/mixed_frequency.py [--seeds 0 1 2] [--episodes 50] [--arms ...] [--toy] [--json]
 """
 
 from __future__ import annotations

@@ -157,17 +157,11 @@ def imagined(options: argparse.Namespace, seed: int, checkpoint: Path) -> dict[s
 def main(arguments: Sequence[str] | None = None) -> None:
     flags = closed_loop.parser(__doc__, TASKS, "repwam", recipes=(repwam_metaworld,))
     flags.add_argument("--experiment", choices=tuple(EXPERIMENTS), default="ablation")
-    flags.add_argument("--arms", nargs="+", help="only these")
     # Half a chunk, which is one latent frame: what a causal model executes before it looks again.
     flags.set_defaults(seeds=[0, 1], episodes=20, n_action_steps=8)
     options = closed_loop.parsed(flags, arguments)
-    known = arms(options)
-    if unknown := set(options.arms or ()) - {arm.name for arm in known}:
-        flags.error(f"no arm {', '.join(sorted(unknown))}; there are {', '.join(arm.name for arm in known)}")
-    chosen = [arm for arm in known if options.arms is None or arm.name in options.arms]
-    first = EXPERIMENTS[options.experiment][0]
-    pairs = [(first, arm.name) for arm in chosen if arm.name != first and first in {other.name for other in chosen}]
-    closed_loop.run(options, chosen, pairs, measure=partial(measure, options))
+    first, *others = EXPERIMENTS[options.experiment]
+    closed_loop.run(options, arms(options), [(first, name) for name in others], measure=partial(measure, options))
 
 
 if __name__ == "__main__":

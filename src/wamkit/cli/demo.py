@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
         seconds[name] = time.monotonic() - started
         return said
 
-    timed("record", lambda: _record(recordings, arguments, 2 if arguments.toy else 25))
+    timed("record", lambda: _record(recordings, arguments, 1 if arguments.toy else 25))
     # The world model is measured on demonstrations of their own, so that the policy may learn from all of its own.
     timed("record unseen", lambda: _record(unseen, arguments, 1 if arguments.toy else 5, UNSEEN))
     timed("train", lambda: _train(recordings, arguments))
@@ -137,7 +137,7 @@ def _evaluate(arguments: DemoArguments) -> str:
 
     flags = EvalFlags(n_episodes=20, n_action_steps=N_ACTION_STEPS, max_steps=MAX_STEPS, arms=ARMS)
     if arguments.toy:
-        flags = EvalFlags(n_episodes=1, arms=ARMS, max_steps=20, videos=1)
+        flags = EvalFlags(n_episodes=1, arms=ARMS, max_steps=12, videos=1)
     return evaluate(
         EvalArguments(
             policy=ActingPolicyFlags(arguments.output_dir),
