@@ -144,11 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arms,
         [("factor_2", "factor_1"), ("factor_2", "factor_4"), ("factor_2", "no_video")],
         measure=lambda seed, trained: video_errors(options, trained, unseen, seed),
-        cost=training_cost(
-            {name: models[name] for name in closed_loop.chosen(options, models)},
-            batch_size=2 if options.toy else 32,
-            rounds=2 if options.toy else 15,
-        ),
+        cost=training_cost(compared, batch_size=2 if options.toy else 32, rounds=2 if options.toy else 15),
     )
 
 
