@@ -95,9 +95,9 @@ def test_the_loop_holds_what_depends_on_the_noise_and_no_more():
     # enter, to_q, gate and up as one, down, leave; keys, values and modulations are computed elsewhere, once.
     assert len(linears) == 5 * model.steps
     assert all(node in moving for node in linears)
-    # The modulation became part of the layer norm: besides the linear layers a step has a norm, attention with its
-    # residual, silu, product and residual, and the Euler step.
-    assert runtime.reports()[0].operations_per_step == 5 + 7
+    # The modulation became part of the layer norm: besides the linear layers a step has two norms, attention with its
+    # residual, silu, product and residual, GELU, and the Euler step.
+    assert runtime.reports()[0].operations_per_step == 5 + 9
 
 
 def test_a_value_that_decides_is_refused():

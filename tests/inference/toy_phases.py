@@ -55,14 +55,14 @@ class ToyPhases(ActPhases):
             shift = shift + step
         y = nn.functional.layer_norm(model.enter(x), (WIDTH,)) * (1 + scale) + shift
         attended = nn.functional.scaled_dot_product_attention(
-            model.to_q(y).unsqueeze(1),
+            model.to_q(nn.functional.rms_norm(y, (WIDTH,))).unsqueeze(1),
             state["keys"].unsqueeze(1),
             state["values"].unsqueeze(1),
             attn_mask=state["mask"],
         ).squeeze(1)
         y = y + attended
         y = y + model.down(nn.functional.silu(model.gate(y)) * model.up(y))
-        return x + model.leave(y) / self.steps
+        return x + model.leave(nn.functional.gelu(y, approximate="tanh")) / self.steps
 
     def chunk(self, x, state):
         actions = self.model.leave(state["values"][:, :CHUNK]) if x is None else x

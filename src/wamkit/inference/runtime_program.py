@@ -124,6 +124,16 @@ def _rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps
 _WRITTEN: dict[Any, Callable[..., Tensor]] = {_ATEN.gelu.default: _gelu, RMS_NORM: _rms_norm}
 """What takes its place in float32 on a CPU."""
 
+_FOR_COMPILER: dict[Any, Callable[..., Tensor]] = {
+    LINEAR: F.linear,
+    LAYER_NORM: torch.layer_norm,
+    RMS_NORM: torch.rms_norm,
+    _rms_norm: torch.rms_norm,
+    _gelu: F.gelu,
+    **_RESHAPES,
+}
+"""What is given to a compiler instead: it makes loops of its own, and cannot trace constants that belong to nobody."""
+
 
 def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A Boolean mask as what is added to the scores; large but finite, so that a row without any key is no NaN."""
@@ -305,8 +315,7 @@ def compiled(recording: Recording, inputs: Sequence[Tensor]) -> Callable[..., li
 
     module = fx.GraphModule(recording.module, copy.deepcopy(recording.graph))
     for node in tensor_nodes(module.graph):
-        direct: dict[Any, Any] = {LINEAR: F.linear, LAYER_NORM: torch.layer_norm, RMS_NORM: torch.rms_norm, **_RESHAPES}
-        node.target = direct.get(node.target, node.target)
+        node.target = _FOR_COMPILER.get(node.target, node.target)
     module.recompile()
     # Outside of inference mode, whose tensors cannot be traced; a clone would have other strides than a slice.
     with torch.inference_mode(False), torch.no_grad():
