@@ -165,7 +165,7 @@ def latency(result: dict[str, Any]) -> list[str]:
             spans = [cell[which]["p50_ci95_ms"] for which in ("plain", "runtime")]
             rows.append(
                 (
-                    f"{name} `{row['preset']}`, {row['precision']['runtime']}, {row['threads']} threads",
+                    f"{name} `{row['preset']}`, {row['precision']['runtime']}, {row['threads']} thread{'s' * (row['threads'] != 1)}",
                     boundary,
                     f"{cell['plain']['p50_ms']:.2f} [{spans[0][0]:.2f}, {spans[0][1]:.2f}]",
                     f"{cell['runtime']['p50_ms']:.2f} [{spans[1][0]:.2f}, {spans[1][1]:.2f}]",
