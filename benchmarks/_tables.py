@@ -163,9 +163,10 @@ def latency(result: dict[str, Any]) -> list[str]:
         counts = row["operations"]
         for boundary, cell in row["boundaries"].items():
             spans = [cell[which]["p50_ci95_ms"] for which in ("plain", "runtime")]
+            threads = f"{row['threads']} thread{'s' * (row['threads'] != 1)}"
             rows.append(
                 (
-                    f"{name} `{row['preset']}`, {row['precision']['runtime']}, {row['threads']} thread{'s' * (row['threads'] != 1)}",
+                    f"{name} `{row['preset']}`, {row['precision']['runtime']}, {threads}",
                     boundary,
                     f"{cell['plain']['p50_ms']:.2f} [{spans[0][0]:.2f}, {spans[0][1]:.2f}]",
                     f"{cell['runtime']['p50_ms']:.2f} [{spans[1][0]:.2f}, {spans[1][1]:.2f}]",
