@@ -211,15 +211,19 @@ def test_missing_and_broken_files(tmp_path, content):
         Normalizer.load(tmp_path)
 
 
-def test_a_missing_state_file_of_lerobots(tmp_path):
+@pytest.mark.parametrize("whole", [None, 0.5], ids=["missing", "cut short"])
+def test_a_state_file_of_lerobots_that_cannot_be_read(tmp_path, whole):
     fitted("MEAN_STD").save(tmp_path)
     described = json.loads((tmp_path / "policy_preprocessor.json").read_text())
     del described["wamkit"]
     (tmp_path / "policy_preprocessor.json").write_text(json.dumps(described))
     assert Normalizer.load(tmp_path).embodiments == ("custom",)
     (state_file,) = (step["state_file"] for step in described["steps"] if "state_file" in step)
+    stored = (tmp_path / state_file).read_bytes()
     (tmp_path / state_file).unlink()
-    with pytest.raises(NormalizationError, match="cannot be read as normalisation statistics"):
+    if whole is not None:
+        (tmp_path / state_file).write_bytes(stored[: int(whole * len(stored))])
+    with pytest.raises(NormalizationError, match=rf"{state_file} cannot be read .*: use a complete checkpoint folder"):
         Normalizer.load(tmp_path)
 
 

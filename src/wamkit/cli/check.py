@@ -39,12 +39,15 @@ def run(argv: Sequence[str]) -> int:
     from wamkit.data.lerobot import LeRobotSource
     from wamkit.envs.registry import instruction, make_env
     from wamkit.inference.policy import checkpoint_folder, read_config
+    from wamkit.tensor_files import read_metadata
+    from wamkit.training.checkpoint import WEIGHTS
 
     folder = checkpoint_folder(arguments.policy.path)
     name, values, rest = read_config(folder)
     if rest.get("contract") is None:
         raise WamkitError(f"{folder} holds no contract: it was not written by wam train; nothing can be checked.")
     contract = from_dict(Contract, rest["contract"], "contract")
+    read_metadata(folder / WEIGHTS, WamkitError, "copy the checkpoint again, or use an earlier one.")
     violations = []
     if arguments.dataset.root is not None:
         source = LeRobotSource(arguments.dataset.root)

@@ -21,6 +21,7 @@ from torch import Tensor
 from wamkit.data.statistics import MIN_SCALE, MODES, Affine, NormalizationError, Statistics, affine_of, apply_affine
 from wamkit.errors import suggest
 from wamkit.json_files import read_json, write_json
+from wamkit.tensor_files import read_tensors
 
 STATE = "observation.state"
 ACTION = "action"
@@ -39,6 +40,7 @@ _BEFORE: dict[str, list[dict[str, Any]]] = {
 """The steps that LeRobot's commands expect to find before the normaliser, to override them."""
 _AFTER: dict[str, list[dict[str, Any]]] = {PREPROCESSOR: [], POSTPROCESSOR: [_DEVICE]}
 _SEVERAL = "wamkit_multi_embodiment_processor"  # no step of LeRobot: it refuses the file instead of misreading it
+_MEND = "use a complete checkpoint folder."
 _EXTRA = "wamkit"
 
 
@@ -204,16 +206,16 @@ class Normalizer:
         Raises:
             NormalizationError: If a file is missing or broken, or a statistic is missing or not finite.
         """
-        path, mend = Path(directory) / f"{PREPROCESSOR}.json", "use a complete checkpoint folder."
-        described = read_json(path, NormalizationError, mend)
+        path = Path(directory) / f"{PREPROCESSOR}.json"
+        described = read_json(path, NormalizationError, _MEND)
         try:
             if _EXTRA in described:
                 extra = described[_EXTRA]
                 return cls(extra["statistics"], extra["modes"], rates=extra["rates"], min_scale=extra["min_scale"])
             return cls(*_read_foreign(path, described, embodiment))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise NormalizationError(
-                f"{path} cannot be read as normalisation statistics ({type(error).__name__}: {error}): {mend}"
+                f"{path} cannot be read as normalisation statistics ({type(error).__name__}: {error}): {_MEND}"
             ) from error
 
     def _lerobot_config(self, embodiment: str) -> dict[str, Any]:
@@ -272,8 +274,6 @@ def _read_foreign(
     path: Path, described: Mapping[str, Any], embodiment: str
 ) -> tuple[dict[str, dict[str, dict[str, np.ndarray]]], dict[str, str]]:
     """Statistics and modes from a pipeline that LeRobot wrote."""
-    from safetensors.numpy import load_file
-
     steps = [step for step in described["steps"] if step.get("registry_name") == _STEPS[PREPROCESSOR]]
     if not steps:
         raise NormalizationError(f"{path} holds no step {_STEPS[PREPROCESSOR]!r}: it normalises nothing.")
@@ -284,10 +284,11 @@ def _read_foreign(
         for feature, kind in ((STATE, "STATE"), (ACTION, "ACTION"))
     }
     found: dict[str, dict[str, np.ndarray]] = {}
-    for name, value in load_file(path.parent / steps[0]["state_file"]).items():
+    stored = read_tensors(path.parent / steps[0]["state_file"], NormalizationError, _MEND)
+    for name, value in stored.items():
         feature, statistic = name.rsplit(".", 1)
         if feature in modes:
-            found.setdefault(feature, {})[statistic] = value
+            found.setdefault(feature, {})[statistic] = value.numpy()
     for feature, kind in ((STATE, "STATE"), (ACTION, "ACTION")):
         if feature in kinds and feature not in found and modes[feature] != "IDENTITY":
             raise NormalizationError(f"{path} announces {kind} and its statistics are missing: compute them again.")

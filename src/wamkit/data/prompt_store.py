@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from wamkit.data.mapped_file import CacheError
+from wamkit.tensor_files import read_tensors
 
 _NAME = "features"
 
@@ -46,11 +46,7 @@ class PromptStore:
         path = self.path(prompt)
         if not path.is_file():
             return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor(_NAME).float()
-        except (OSError, SafetensorError) as error:
-            raise CacheError(f"The text features in {path} cannot be read ({error}): delete the file.") from error
+        return read_tensors(path, CacheError, "delete the file.")[_NAME].float()
 
     def put(self, prompt: str, features: Float[Tensor, "L D"]) -> None:
         """Keep features, in bfloat16; prompt and encoder are written beside them. Whole or not at all.

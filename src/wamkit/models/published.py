@@ -15,9 +15,11 @@ from torch import Tensor
 from wamkit.configuration import from_dict, to_dict
 from wamkit.errors import WamkitError
 from wamkit.json_files import read_json, write_json
+from wamkit.tensor_files import read_metadata, read_tensors
 
 WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
+_MEND = "copy the checkpoint again, or name another"
 
 
 class ConversionError(WamkitError):
@@ -75,6 +77,30 @@ def read_pickle(file: Path) -> Any:
         raise ConversionError(
             f"{file} is not plain tensors, and no code is run from it: save its state dicts"
         ) from error
+    except (OSError, EOFError, RuntimeError) as error:  # torch's reader of zip files knows the last alone
+        raise ConversionError(f"{file} cannot be read ({_first_line(error)}): {_MEND}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def read_published(file: Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors`` file.
+
+    Raises:
+        ConversionError: it is damaged.
+    """
+    return read_tensors(file, ConversionError, _MEND)
+
+
+def read_published_metadata(file: Path) -> dict[str, str]:
+    """What a ``.safetensors`` file says beside its tensors.
+
+    Raises:
+        ConversionError: it is damaged.
+    """
+    return read_metadata(file, ConversionError, _MEND)
 
 
 def write_pretrained(destination: Path, model: str, stage: str, config: Any, tensors: Mapping[str, Tensor]) -> Path:
@@ -108,7 +134,7 @@ def read_beside(file: Path) -> dict[str, Any]:
     Raises:
         ConversionError: it is damaged.
     """
-    return read_json(file, ConversionError, "copy the checkpoint again, or name another")
+    return read_json(file, ConversionError, _MEND)
 
 
 def read_pretrained_config[C](folder: Path, model: str, config_class: type[C]) -> C:

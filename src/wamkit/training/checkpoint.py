@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from wamkit.json_files import read_json
+from wamkit.tensor_files import read_metadata, read_tensors
 from wamkit.training.errors import DiskFullError, ResumeError, is_disk_full
 
 CHECKPOINTS = "checkpoints"
@@ -135,14 +136,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         ResumeError: the file is missing or not whole.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        tensors = load_file(path)
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise ResumeError(f"{path} cannot be read ({error}); use an earlier checkpoint.") from error
+    tensors = read_tensors(path, ResumeError, "use an earlier checkpoint.")
+    metadata = read_metadata(path, ResumeError, "use an earlier checkpoint.")
     return tensors | {name: tensors[kept] for name, kept in metadata.items() if name != "format" and kept in tensors}
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from wamkit.models.fast_wam.config import FastWAMConfig, preset
 from wamkit.models.fast_wam.model import FastWAM
 from wamkit.models.fast_wam.published_names import by_expert, by_layer, published_names
-from wamkit.models.published import WEIGHTS, ConversionError, read_pickle, write_pretrained
+from wamkit.models.published import WEIGHTS, ConversionError, read_pickle, read_published, write_pretrained
 
 
 def convert(source: Path, destination: Path, *, config: FastWAMConfig | None = None) -> Path:
@@ -39,7 +39,7 @@ def convert(source: Path, destination: Path, *, config: FastWAMConfig | None = N
 
 def _read(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
-        return load_file(file)
+        return read_published(file)
     values = read_pickle(file)
     parts = ("mot", "proprio_encoder")
     if not isinstance(values, Mapping) or not all(isinstance(values.get(part), Mapping) for part in parts):

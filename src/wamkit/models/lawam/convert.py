@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from wamkit.data.embodiments import embodiment_name
@@ -22,6 +21,8 @@ from wamkit.models.published import (
     read_beside,
     read_pickle,
     read_pretrained_config,
+    read_published,
+    read_published_metadata,
     write_pretrained,
 )
 
@@ -138,9 +139,8 @@ def _write_statistics(source: Path, values: Mapping[str, Any], destination: Path
 def _write_published(tensors: Mapping[str, Tensor], config: LaWAMConfig, extras: Path, destination: Path) -> Path:
     published, prefix, nested = to_published(tensors, config), "", True
     if extras.is_file():
-        published |= load_file(extras)
-        with safe_open(extras, framework="pt") as opened:
-            origin = opened.metadata() or {}
+        published |= read_published(extras)
+        origin = read_published_metadata(extras)
         prefix, nested = origin.get("prefix", ""), origin.get("dino") != "flat"
     if not nested:
         published = {name.replace(DINO_NEW, DINO_OLD, 1): value for name, value in published.items()}
@@ -163,7 +163,7 @@ def _weights_file(source: Path) -> Path:
 
 def _read(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
-        return load_file(file)
+        return read_published(file)
     values = read_pickle(file)
     values = values.get("state_dict", values) if isinstance(values, dict) else values
     if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from wamkit.models.light_wam.config import LightWAMConfig, preset
@@ -19,6 +18,7 @@ from wamkit.models.published import (
     pretrained_folders,
     read_pickle,
     read_pretrained_config,
+    read_published,
     write_pretrained,
 )
 from wamkit.nn.lora import is_lora
@@ -100,7 +100,7 @@ def _write_published(source: Path, destination: Path) -> Path:
     if folder is None:
         raise ConversionError(f"{source} holds no {WEIGHTS}; name a pretrained_model folder")
     read_pretrained_config(folder, "light_wam", LightWAMConfig)
-    tensors = load_file(folder / WEIGHTS)
+    tensors = read_published(folder / WEIGHTS)
     published: dict[str, Tensor] = {}
     for link in links(tensors):
         published |= link.to_published(tensors)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from wamkit.encoders.wan_vae import WanVAE
 from wamkit.models.lingbot_va.config import LingBotVAConfig, preset
 from wamkit.models.lingbot_va.model import LingBotVA
 from wamkit.models.lingbot_va.published_names import from_published, to_published
-from wamkit.models.published import WEIGHTS, ConversionError, read_beside, write_pretrained
+from wamkit.models.published import WEIGHTS, ConversionError, read_beside, read_published, write_pretrained
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
@@ -40,15 +40,16 @@ def convert(source: Path, destination: Path, *, config: LingBotVAConfig | None =
 
 def _read(source: Path) -> dict[str, Tensor]:
     if source.is_file():
-        return load_file(source)
+        return read_published(source)
     for name in (WEIGHTS, "diffusion_pytorch_model.safetensors"):
         if (source / name).is_file():
-            return load_file(source / name)
+            return read_published(source / name)
     if (source / INDEX).is_file():
         named = read_beside(source / INDEX).get("weight_map")
         if not isinstance(named, dict):
             raise ConversionError(f"{source / INDEX} names no files of weights: copy the checkpoint again")
-        return {name: value for file in sorted(set(named.values())) for name, value in load_file(source / file).items()}
+        parts = [read_published(source / file) for file in sorted(set(named.values()))]
+        return {name: value for part in parts for name, value in part.items()}
     raise ConversionError(f"{source} holds neither {WEIGHTS} nor a diffusers transformer; name a file or folder")
 
 
