@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.metadata
 import json
 import os
 import sys
@@ -19,6 +21,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# Transformers, diffusers and LeRobot each ask at import, and each time every file of every package is looked for.
+importlib.metadata.packages_distributions = functools.cache(importlib.metadata.packages_distributions)
 
 from jaxtyping import install_import_hook  # noqa: E402
 
