@@ -66,6 +66,19 @@ def downsampling(result: dict[str, Any]) -> list[str]:
     return [*closed_loop(result), "", *("| " + " | ".join(row) + " |" for row in rows)]
 
 
+def repwam(result: dict[str, Any]) -> list[str]:
+    """Success as in other closed-loop experiments, then how the imagined video of each arm and seed does."""
+    rows = [("arm", "seed", "video error / copying the present", "told another's actions / its own"), ("---",) * 4]
+    for seed, arms in result["measured"].items():
+        for name, found in arms.items():
+            cells = (
+                (f"{found[key]:.3f} [{found[f'{key}_ci95'][0]:.3f}, {found[f'{key}_ci95'][1]:.3f}]")
+                for key in ("over_copy", "swapped_over_true")
+            )
+            rows.append((f"`{name}`", seed, *cells))
+    return [*closed_loop(result), "", *("| " + " | ".join(row) + " |" for row in rows)]
+
+
 def ratio(row: dict[str, Any]) -> str:
     low, high = row["ratio_ci95"]
     return f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]"
@@ -366,7 +379,8 @@ TABLES = {
     "mixed_frequency": closed_loop,
     "ablation": closed_loop,
     "auxiliary_video": closed_loop,
-    "repwam": closed_loop,
+    "repwam": repwam,
+    "repwam_ablation": repwam,
     "downsampling": downsampling,
     "recordings": recordings,
     "reaction": reaction,

@@ -308,5 +308,6 @@ def test_repwams_experiments_run(benchmark, toy_flags, last_line):
     benchmark("repwam").main([*flags, "--experiment", "action_free", "--arms", "mixture"])
     result = last_line()
     assert list(result["arms"]) == ["mixture"]
+    assert any(line.startswith("| `mixture` | 0 |") for line in benchmark("_tables").repwam(result))
     measured = result["measured"]["0"]["mixture"]
     assert set(measured["squared_error"]) == {"true", "swapped", "none", "copy_present"}
