@@ -15,7 +15,7 @@ from wamkit.encoders.repvitok import RepViTokConfig
 from wamkit.encoders.repvitok_objective import RepViTokObjectiveConfig
 from wamkit.models.lingbot_va import LingBotVA, LingBotVAConfig
 from wamkit.models.repwam import RepWAM, RepWAMConfig
-from wamkit.models.video_config import byte_text
+from wamkit.models.video.config import byte_text
 
 OBJECTIVE = RepViTokObjectiveConfig(
     perceptual_weight=0.0, adversarial_weight=0.0, discriminator=None, representation_width=8

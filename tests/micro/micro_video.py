@@ -12,7 +12,7 @@ from wamkit.dynamics.video_dit import LoRASettings, VideoDiTConfig
 from wamkit.encoders.wan_vae import WanVAEConfig
 from wamkit.models.fast_wam import FastWAM, FastWAMConfig
 from wamkit.models.light_wam import LightWAM, LightWAMConfig
-from wamkit.models.video_config import byte_text
+from wamkit.models.video.config import byte_text
 
 VAE = WanVAEConfig(
     weights=None,

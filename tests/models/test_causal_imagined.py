@@ -22,7 +22,7 @@ from wamkit.inference.policy import Policy
 from wamkit.inference.runtime import RuntimeSettings
 from wamkit.models.action_groups import grouped
 from wamkit.models.base import StageError, WorldActionModel
-from wamkit.models.causal_sampler import levels_down_to
+from wamkit.models.causal.sampler import levels_down_to
 from wamkit.models.chunk import padded
 from wamkit.models.registry import model_class, model_names
 from wamkit.types import ActionChunk, Observation, Window

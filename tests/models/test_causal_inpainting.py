@@ -17,7 +17,7 @@ from wamkit.inference.execution import ExecutionError, Hold, RealTimeChunking
 from wamkit.inference.execution_loop import ControlLoop, InpaintingSource, Thinking
 from wamkit.inference.execution_policy import policy_source
 from wamkit.inference.policy import Policy
-from wamkit.models.causal_config import CausalModelError
+from wamkit.models.causal.config import CausalModelError
 from wamkit.models.registry import model_class, model_names
 
 MODELS = {

@@ -12,9 +12,9 @@ from micro_weights import seeded
 from wamkit.encoders.base import ClipError
 from wamkit.models.action_groups import ActionGroupError, flattened, grouped, steps_of
 from wamkit.models.base import StageError
-from wamkit.models.causal_config import CausalModelError
-from wamkit.models.causal_episode import fork
-from wamkit.models.causal_sampler import levels_down_to
+from wamkit.models.causal.config import CausalModelError
+from wamkit.models.causal.episode import fork
+from wamkit.models.causal.sampler import levels_down_to
 from wamkit.types import Observation, Window
 
 CLOSE = dict(rtol=1e-4, atol=1e-4)

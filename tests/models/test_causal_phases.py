@@ -12,8 +12,8 @@ from micro_weights import seeded
 from wamkit.evaluation.arithmetic import dispatched_operations
 from wamkit.inference.runtime import Runtime, RuntimeSettings
 from wamkit.inference.runtime_record import LINEAR
-from wamkit.models.causal_config import CausalModelError
-from wamkit.models.causal_phases import rooms
+from wamkit.models.causal.config import CausalModelError
+from wamkit.models.causal.phases import rooms
 from wamkit.types import ActionChunk, Observation, Window
 
 FEW = dict(action_steps=2, video_steps=1)

@@ -11,7 +11,7 @@ from micro_video import VAE
 from micro_weights import gradient, seeded
 
 from wamkit.dynamics.latent_action import LatentActionConfig
-from wamkit.models.causal_config import CausalModelError
+from wamkit.models.causal.config import CausalModelError
 from wamkit.models.repwam import RepWAM, paper_5b, preset
 
 ALONE = replace(TOKENIZER, objective=replace(TOKENIZER.objective, alignment="none"))

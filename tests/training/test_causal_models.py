@@ -16,7 +16,7 @@ from wamkit.cli import main
 from wamkit.inference.execution_policy import policy_source
 from wamkit.inference.policy import load
 from wamkit.models import registry
-from wamkit.models.causal_config import CausalModelError
+from wamkit.models.causal.config import CausalModelError
 from wamkit.recipes._causal_metaworld import causal_metaworld
 from wamkit.recipes.lingbot_va_metaworld import lingbot_va_metaworld, lingbot_va_stages
 from wamkit.recipes.repwam_metaworld import repwam_metaworld, repwam_stages

@@ -1,1 +1,1 @@
-"""World action models: compositions of encoders, dynamics and action decoders, a folder each."""
+"""World action models: compositions of encoders, dynamics and action decoders, a folder each and one a family."""

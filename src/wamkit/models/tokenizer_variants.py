@@ -16,7 +16,7 @@ from wamkit.encoders.repvitok_objective import AlignmentKind
 from wamkit.encoders.wan_vae import WanVAEConfig, wan22_vae
 from wamkit.errors import WamkitError, suggest
 from wamkit.models.repwam.config import RepWAMConfig
-from wamkit.models.video_config import compact_vae
+from wamkit.models.video.config import compact_vae
 
 VAE_WIDTH = 16
 """Of the VAE that stands for Wan's where everything is trained on the run's own frames; the ``tiny`` presets'."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from wamkit.data.windows import WindowSpec
-from wamkit.models.causal_config import CausalModelConfig
+from wamkit.models.causal.config import CausalModelConfig
 from wamkit.training.config import DatasetConfig, StageConfig, TrainConfig
 
 

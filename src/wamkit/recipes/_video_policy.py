@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from wamkit.data.windows import WindowSpec
-from wamkit.models.video_config import VideoModelConfig
+from wamkit.models.video.config import VideoModelConfig
 from wamkit.recipes._stage import stage
 from wamkit.training.config import DatasetConfig, TrainConfig
 

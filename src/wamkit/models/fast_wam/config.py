@@ -10,7 +10,7 @@ from wamkit.dynamics.video_dit import VideoDiTConfig, wan22_5b
 from wamkit.encoders.umt5 import UMT5Settings
 from wamkit.encoders.wan_vae import wan22_vae
 from wamkit.errors import WamkitError, suggest
-from wamkit.models.video_config import VideoModelConfig, compact_vae, self_trained, tiny_video
+from wamkit.models.video.config import VideoModelConfig, compact_vae, self_trained, tiny_video
 
 Mode = Literal["uncond", "joint", "idm"]
 

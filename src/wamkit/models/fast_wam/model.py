@@ -25,7 +25,7 @@ from wamkit.models.base import Capabilities, StageError
 from wamkit.models.chunk import action_targets
 from wamkit.models.fast_wam.config import FastWAMConfig, Mode, preset
 from wamkit.models.phases import ActPhases
-from wamkit.models.video_world_model import VideoWorldModel
+from wamkit.models.video.world_model import VideoWorldModel
 from wamkit.nn.attention import KeysValues
 from wamkit.types import ActionChunk, Losses, LossTerm, Observation, Window
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wamkit.models.fast_wam.model import FastWAM
 from wamkit.models.phases import Phase, State
-from wamkit.models.video_phases import VideoActPhases
+from wamkit.models.video.phases import VideoActPhases
 from wamkit.types import ActionChunk, Observation
 
 

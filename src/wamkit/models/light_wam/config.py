@@ -9,7 +9,7 @@ from wamkit.dynamics.video_dit import LoRASettings, VideoDiTConfig
 from wamkit.dynamics.video_flow import Pooling
 from wamkit.encoders.wan_vae import WanVAEConfig
 from wamkit.errors import WamkitError, suggest
-from wamkit.models.video_config import VideoModelConfig, self_trained, tiny_video
+from wamkit.models.video.config import VideoModelConfig, self_trained, tiny_video
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from wamkit.models.base import Capabilities
 from wamkit.models.chunk import action_targets
 from wamkit.models.light_wam.config import LightWAMConfig, preset
 from wamkit.models.phases import ActPhases
-from wamkit.models.video_world_model import VideoWorldModel
+from wamkit.models.video.world_model import VideoWorldModel
 from wamkit.nn.lora import is_lora
 from wamkit.nn.residual_adapter import ResidualAdapter
 from wamkit.types import ActionChunk, Losses, LossTerm, Observation, Window

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from wamkit.models.phases import Phase, State
-from wamkit.models.video_phases import VideoActPhases
+from wamkit.models.video.phases import VideoActPhases
 from wamkit.types import ActionChunk
 
 

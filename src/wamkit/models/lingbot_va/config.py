@@ -10,8 +10,8 @@ from wamkit.dynamics.video_dit import VideoDiTConfig, wan22_5b
 from wamkit.encoders.umt5 import UMT5Settings
 from wamkit.encoders.wan_vae import wan22_vae
 from wamkit.errors import WamkitError, suggest
-from wamkit.models.causal_config import CausalModelConfig
-from wamkit.models.video_config import byte_text, compact_vae
+from wamkit.models.causal.config import CausalModelConfig
+from wamkit.models.video.config import byte_text, compact_vae
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from wamkit.models.base import Capabilities
-from wamkit.models.causal_world_model import CausalWorldModel
+from wamkit.models.causal.world_model import CausalWorldModel
 from wamkit.models.lingbot_va.config import LingBotVAConfig, preset
 from wamkit.types import Losses, LossTerm, Window
 

@@ -15,8 +15,8 @@ from wamkit.encoders.repvitok import RepViTokConfig
 from wamkit.encoders.repvitok_objective import RepViTokObjectiveConfig
 from wamkit.encoders.umt5 import UMT5Settings
 from wamkit.errors import WamkitError, suggest
-from wamkit.models.causal_config import CausalModelConfig, CausalModelError
-from wamkit.models.video_config import byte_text
+from wamkit.models.causal.config import CausalModelConfig, CausalModelError
+from wamkit.models.video.config import byte_text
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from wamkit.encoders.base import VisualEncoder
 from wamkit.encoders.dinov3 import DINOv3, DINOv3Config
 from wamkit.encoders.patch_encoder import PatchEncoder
 from wamkit.models.base import Capabilities
-from wamkit.models.causal_sampler import Groups
-from wamkit.models.causal_world_model import CausalWorldModel
+from wamkit.models.causal.sampler import Groups
+from wamkit.models.causal.world_model import CausalWorldModel
 from wamkit.models.repwam.config import RepWAMConfig, preset
 from wamkit.types import Losses, LossTerm, Window
 

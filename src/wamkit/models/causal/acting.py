@@ -1,7 +1,7 @@
 """How a causal model acts: episodes under way, and the next chunk of each.
 
 The model is told what happened: `executed` and `observed` between two calls of `act`. What it knows of each episode is
-a value (`wamkit.models.causal_episode.Episode`) that `remember` hands out and `recall` takes back, a row for each
+a value (`wamkit.models.causal.episode.Episode`) that `remember` hands out and `recall` takes back, a row for each
 episode of the batch; rows of any batches may be put together, or left out, and never mix.
 """
 
@@ -21,9 +21,9 @@ from wamkit.encoders.base import VideoTokenizer
 from wamkit.encoders.umt5 import UMT5Text
 from wamkit.models.action_groups import flattened, grouped
 from wamkit.models.base import WorldActionModel
-from wamkit.models.causal_config import CausalModelError, Mode
-from wamkit.models.causal_episode import Episode, fork
-from wamkit.models.causal_sampler import ChunkSampler, Groups
+from wamkit.models.causal.config import CausalModelError, Mode
+from wamkit.models.causal.episode import Episode, fork
+from wamkit.models.causal.sampler import ChunkSampler, Groups
 from wamkit.models.chunk import chunk_times, padded
 from wamkit.types import ActionChunk, Future, Observation
 
@@ -32,7 +32,7 @@ Observe = Callable[[Sequence[tuple[Row, ...]], Tensor, Groups | None, Sequence[s
 
 
 class CausalActing(WorldActionModel):
-    """What of `wamkit.models.causal_world_model.CausalWorldModel` drives a robot."""
+    """What of `wamkit.models.causal.world_model.CausalWorldModel` drives a robot."""
 
     config: Any
     tokenizer: VideoTokenizer

@@ -21,9 +21,9 @@ from wamkit.dynamics.causal_cache import Batch, Row, Stacked, by_copy, by_episod
 from wamkit.dynamics.causal_transformer import Words
 from wamkit.dynamics.wan_block import TimeCode
 from wamkit.models.action_groups import flattened, grouped
-from wamkit.models.causal_acting import CausalActing
-from wamkit.models.causal_episode import Episode
-from wamkit.models.causal_sampler import ChunkSampler, Groups, action_levels, action_velocity
+from wamkit.models.causal.acting import CausalActing
+from wamkit.models.causal.episode import Episode
+from wamkit.models.causal.sampler import ChunkSampler, Groups, action_levels, action_velocity
 from wamkit.models.phases import ActPhases, Phase, State
 from wamkit.types import ActionChunk, Observation
 

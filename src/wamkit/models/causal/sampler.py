@@ -19,7 +19,7 @@ from wamkit.dynamics.causal_cache import Batch
 from wamkit.dynamics.causal_transformer import ActionContext, CausalTransformer, Words
 from wamkit.dynamics.wan_block import TimeCode
 from wamkit.losses import flow_matching
-from wamkit.models.causal_config import CausalModelConfig
+from wamkit.models.causal.config import CausalModelConfig
 
 
 class Groups(NamedTuple):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wamkit.dynamics.causal_cache import Row
 from wamkit.encoders.base import VideoStream, VideoTokenizer
-from wamkit.models.causal_config import CausalModelError
+from wamkit.models.causal.config import CausalModelError
 
 
 @dataclass(frozen=True)

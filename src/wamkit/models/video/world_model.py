@@ -32,7 +32,7 @@ from wamkit.encoders.wan_vae import WanVAE
 from wamkit.models.base import StageError, WorldActionModel
 from wamkit.models.chunk import chunk_times, padded
 from wamkit.models.fake_window import fake_robot_window
-from wamkit.models.video_config import VideoModelConfig
+from wamkit.models.video.config import VideoModelConfig
 from wamkit.types import Future, Losses, LossTerm, Observation, Window
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from wamkit.models.phases import ActPhases, Phase, State
-from wamkit.models.video_world_model import VideoWorldModel
+from wamkit.models.video.world_model import VideoWorldModel
 from wamkit.types import ActionChunk, Observation
 
 IMAGE = "image."

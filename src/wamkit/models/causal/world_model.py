@@ -1,6 +1,6 @@
 """What RepWAM and LingBot-VA share: a causal sequence of frames and actions, predicted chunk by chunk.
 
-Everything a paper does not settle between them is a field of the config (`wamkit.models.causal_config`). This module
+Everything a paper does not settle between them is a field of the config (`wamkit.models.causal.config`). This module
 holds training; what it builds on, `CausalImagining` and `CausalActing`, the ways to use one set of weights and what is
 remembered of episodes under way.
 """
@@ -28,9 +28,9 @@ from wamkit.losses import flow_matching
 from wamkit.losses.reduction import masked_mean
 from wamkit.models.action_groups import grouped, steps_of
 from wamkit.models.base import StageError
-from wamkit.models.causal_config import CausalModelConfig, CausalModelError, video_tokenizer
-from wamkit.models.causal_imagining import CausalImagining
-from wamkit.models.causal_sampler import Groups
+from wamkit.models.causal.config import CausalModelConfig, CausalModelError, video_tokenizer
+from wamkit.models.causal.imagining import CausalImagining
+from wamkit.models.causal.sampler import Groups
 from wamkit.models.chunk import action_targets
 from wamkit.models.fake_window import fake_robot_window
 from wamkit.models.phases import ActPhases
@@ -109,8 +109,8 @@ class CausalWorldModel(CausalImagining):
         }
 
     def phases(self) -> ActPhases:
-        """See `wamkit.models.causal_phases`."""
-        from wamkit.models.causal_phases import CausalActPhases
+        """See `wamkit.models.causal.phases`."""
+        from wamkit.models.causal.phases import CausalActPhases
 
         return CausalActPhases(self)
 
@@ -127,7 +127,7 @@ class CausalWorldModel(CausalImagining):
 
     def pictures_of(self, frames: Mapping[str, Tensor], size: Sequence[int]) -> Float[Tensor, "B T 3 h w"]:
         """The canvas of true frames in [0, 1]: those that `imagine` speaks of, the present first."""
-        from wamkit.models.video_world_model import resize_pictures
+        from wamkit.models.video.world_model import resize_pictures
 
         clip = self.distinct(self.clip_of(frames)).float() / 255.0
         return resize_pictures(clip.flatten(0, 1), size).unflatten(0, clip.shape[:2])

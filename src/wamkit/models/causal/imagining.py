@@ -13,15 +13,15 @@ from wamkit.dynamics.causal_cache import Row
 from wamkit.encoders.base import VideoTokenizer
 from wamkit.models.action_groups import flattened, grouped
 from wamkit.models.base import StageError
-from wamkit.models.causal_acting import CausalActing
-from wamkit.models.causal_sampler import ChunkSampler, Groups
+from wamkit.models.causal.acting import CausalActing
+from wamkit.models.causal.sampler import ChunkSampler, Groups
 from wamkit.models.chunk import chunk_times, padded
-from wamkit.models.video_world_model import resize_pictures
+from wamkit.models.video.world_model import resize_pictures
 from wamkit.types import ActionChunk, Future, Observation
 
 
 class CausalImagining(CausalActing):
-    """The inference half of `wamkit.models.causal_world_model.CausalWorldModel`; episodes under way are left alone."""
+    """The inference half of `wamkit.models.causal.world_model.CausalWorldModel`; episodes under way are left alone."""
 
     @torch.no_grad()
     def imagine(

@@ -1,0 +1,1 @@
+"""The causal family: what RepWAM and LingBot-VA share."""
