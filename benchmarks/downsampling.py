@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wamkit.cli.groups import DatasetFlags, PolicyFlags
+from wamkit.cli.groups import DatasetFlags, UsedPolicyFlags
 from wamkit.cli.imagine import ImagineArguments, held_out_windows, imagine
 from wamkit.data.lerobot import LeRobotSource
 from wamkit.evaluation.results import load_json
@@ -105,7 +105,7 @@ def video_errors(options: argparse.Namespace, trained: dict[str, Path], unseen: 
             continue
         output_dir = options.output_dir / "imagine" / name / f"seed{seed}"
         arguments = ImagineArguments(
-            policy=PolicyFlags(checkpoint),
+            policy=UsedPolicyFlags(checkpoint),
             dataset=DatasetFlags(unseen),
             output_dir=output_dir,
             windows=8 if options.toy else 256,

@@ -124,3 +124,24 @@ def test_what_cannot_be_is_told_before_anything_runs(tmp_path, checkpoint, fake_
     assert "between 0 and 1" in refused(tmp_path, "--false_alarm_rate", "5")
     assert "whose digest the calibration names" in refused(checkpoint / "monitor")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_inference_settings_are_recorded_and_are_another_policy(tmp_path, checkpoint, fake_world, capsys):
+    """An evaluation with other settings is none to be resumed, and a monitor's calibration none of this policy's."""
+    scale, digest = Scale("copy_present", {"400": 1e-3}), checkpoint_record(checkpoint)["sha256"]
+    Calibration(scale, 1.0, 0.25, 1, 3, checkpoint=digest).save(tmp_path / "calibration.json")
+    out, chosen = tmp_path / "eval", ("--policy.settings", "action.denoise_steps=3")
+    arms = ("--eval.arms", "policy", "--eval.n_episodes", "1")
+    assert main([*flags("eval", checkpoint, out, *arms), *chosen]) == 0
+    record = json.loads((out / "eval.json").read_text())["provenance"]
+    assert record["checkpoint"]["settings"] == {"action.denoise_steps": 3}
+    assert main([*flags("eval", checkpoint, out, *arms, "--resume"), *chosen]) == 0
+    capsys.readouterr()
+    assert main([*flags("eval", checkpoint, out, *arms, "--resume")]) == 1
+    assert "resume with the same settings" in capsys.readouterr().err
+    watched = ("--calibration", str(tmp_path / "calibration.json"))
+    assert main([*flags("eval", checkpoint, tmp_path / "other", *arms, *watched), *chosen]) == 1
+    assert f'this one is {digest[:12]} with {{"action.denoise_steps": 3}}: calibrate' in capsys.readouterr().err
+    typo = ("--policy.settings", "action.denoise_step=3")
+    assert main([*flags("eval", checkpoint, tmp_path / "typo", *arms), *typo]) == 1
+    assert "Did you mean 'action.denoise_steps'" in capsys.readouterr().err

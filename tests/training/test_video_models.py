@@ -60,11 +60,11 @@ def test_the_whole_road(trained):
 
 def test_imagining_from_the_command_line(trained, disc_recording, tmp_path):
     """Video beside the real one, on the held-out episode, and pictures of it."""
-    from wamkit.cli.groups import DatasetFlags, PolicyFlags
+    from wamkit.cli.groups import DatasetFlags, UsedPolicyFlags
     from wamkit.cli.imagine import ImagineArguments, imagine
     from wamkit.evaluation.results import load_json
 
-    arguments = ImagineArguments(PolicyFlags(trained[1]), DatasetFlags(disc_recording), tmp_path / "out", windows=4)
+    arguments = ImagineArguments(UsedPolicyFlags(trained[1]), DatasetFlags(disc_recording), tmp_path / "out", windows=4)
     said = imagine(arguments)
     assert "video 0.10 s ahead: PSNR" in said
     result = load_json(tmp_path / "out" / "imagine.json")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from wamkit.configuration import ConfigError
 from wamkit.dynamics.video_dit import VideoDiT
 from wamkit.dynamics.wan_block import Rotary, Stream
 from wamkit.nn.position import sincos
@@ -27,6 +28,10 @@ class ActionDiTConfig:
     mlp_width: int = 4096
     time_width: int = 256
     denoise_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.denoise_steps < 1:
+            raise ConfigError(f"denoise_steps is {self.denoise_steps}: actions take at least 1 step")
 
 
 class ActionBlock(nn.Module):

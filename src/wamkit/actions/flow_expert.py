@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wamkit.actions.flow_field import VelocityField, integrate
+from wamkit.configuration import ConfigError
 from wamkit.errors import MisfitError
 from wamkit.losses.flow_matching import euler_levels
 from wamkit.nn.adaln import AdaNorm
@@ -41,6 +42,10 @@ class FlowExpertConfig:
     time_unit_s: float = 1.0
     """Seconds that count as one unit of position in the code (the paper's: 1 s)."""
     denoise_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.denoise_steps < 1:
+            raise ConfigError(f"denoise_steps is {self.denoise_steps}: actions take at least 1 step")
 
 
 class Context(NamedTuple):

@@ -87,6 +87,7 @@ def calibrate_monitor(arguments: CalibrateArguments) -> str:
     from wamkit.cli.progress import progress_bar
     from wamkit.evaluation.rollout import RolloutSettings, rollout
     from wamkit.evaluation.watched_arm import WatchedArm, WatchedPolicy
+    from wamkit.inference.settings import identity
 
     loop = closed_loop(
         arguments.policy,
@@ -96,7 +97,7 @@ def calibrate_monitor(arguments: CalibrateArguments) -> str:
         runtime=arguments.runtime,
         max_steps=arguments.max_steps,
     )
-    checkpoint = str(loop.record["checkpoint"]["sha256"])
+    checkpoint = identity(str(loop.record["checkpoint"]["sha256"]), arguments.policy.inference_settings())
     settings = RolloutSettings(
         n_action_steps=arguments.n_action_steps,
         seed=arguments.seed,

@@ -44,8 +44,18 @@ def closed_loop(
 
     folder: Path = checkpoint_folder(policy.path)
     instructions = {task: instruction(env.type, task) for task in tasks}
-    loaded = load(folder, device=device, runtime=runtime, embodiment=policy.embodiment, rate_hz=policy.rate_hz)
+    settings = policy.inference_settings()
+    loaded = load(
+        folder,
+        device=device,
+        runtime=runtime,
+        embodiment=policy.embodiment,
+        rate_hz=policy.rate_hz,
+        settings=settings,
+    )
     make = EnvFactory(env.type, fitting_env_options(loaded.contract, env, max_steps))
     refuse_misfit(loaded, make(tasks[0]), instructions.values())
     record = collect(checkpoint=folder, config=to_dict(loaded.model.config), seeds=[seed])
+    if settings:
+        record["checkpoint"]["settings"] = settings
     return ClosedLoop(loaded, make, instructions, record)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wamkit.cli.groups import ActingPolicyFlags, DatasetFlags, EnvFlags, PolicyFlags
+from wamkit.cli.groups import ActingPolicyFlags, DatasetFlags, EnvFlags, UsedPolicyFlags
 from wamkit.cli.parsing import parse
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _imagine(recordings: Path, arguments: DemoArguments) -> str:
 
     return imagine(
         ImagineArguments(
-            policy=PolicyFlags(arguments.output_dir),
+            policy=UsedPolicyFlags(arguments.output_dir),
             dataset=DatasetFlags(recordings),
             output_dir=arguments.output_dir,
             windows=24 if arguments.toy else 384,

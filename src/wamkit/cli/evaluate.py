@@ -184,9 +184,11 @@ def _calibration(arguments: EvalArguments, wanted: Sequence[str]) -> Calibration
     from wamkit.evaluation.provenance import checkpoint_record
     from wamkit.inference.monitor_calibration import Calibration
     from wamkit.inference.policy import checkpoint_folder
+    from wamkit.inference.settings import identity
 
     calibration = Calibration.load(arguments.calibration)
-    calibration.refuse_other(checkpoint_record(checkpoint_folder(arguments.policy.path))["sha256"])
+    checkpoint = checkpoint_record(checkpoint_folder(arguments.policy.path))["sha256"]
+    calibration.refuse_other(identity(checkpoint, arguments.policy.inference_settings()))
     pace = calibration.made.get("n_action_steps", arguments.eval.n_action_steps)
     if pace != arguments.eval.n_action_steps:
         raise WamkitError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wamkit.errors import WamkitError
 
@@ -17,7 +18,25 @@ class PolicyFlags:
 
 
 @dataclass(frozen=True)
-class ActingPolicyFlags(PolicyFlags):
+class UsedPolicyFlags(PolicyFlags):
+    """Which policy, and how its weights are used."""
+
+    settings: tuple[str, ...] = ()
+    """NAME=VALUE of each inference setting that is not to be the checkpoint's, such as mode=action_only."""
+
+    def inference_settings(self) -> dict[str, Any]:
+        """Names to values.
+
+        Raises:
+            PolicyError: One is not of the form NAME=VALUE.
+        """
+        from wamkit.inference.settings import parse_settings
+
+        return parse_settings(self.settings)
+
+
+@dataclass(frozen=True)
+class ActingPolicyFlags(UsedPolicyFlags):
     """Which policy, and as which robot it acts."""
 
     embodiment: str | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from wamkit.cli.groups import DatasetFlags, PolicyFlags
+from wamkit.cli.groups import DatasetFlags, UsedPolicyFlags
 from wamkit.cli.parsing import parse
 from wamkit.errors import WamkitError
 from wamkit.json_files import read_json
@@ -29,7 +29,7 @@ BATCH = 32
 class ImagineArguments:
     """Measure a world model on recorded episodes: error by horizon, action dependence, probes, belief."""
 
-    policy: PolicyFlags
+    policy: UsedPolicyFlags
     dataset: DatasetFlags
     output_dir: Path
     """Folder for imagine.json, examples and decoded frames."""
@@ -71,12 +71,15 @@ def imagine(arguments: ImagineArguments) -> str:
     from wamkit.training.config import TrainConfig
 
     folder = checkpoint_folder(arguments.policy.path)
-    policy = load(folder, device=arguments.device)
+    settings = arguments.policy.inference_settings()
+    policy = load(folder, device=arguments.device, settings=settings)
     mend = "name a checkpoint that `wam train` wrote, or copy it again."
     config = TrainConfig.from_dict(read_json(folder / "train_config.json", WamkitError, mend))
     source = LeRobotSource(arguments.dataset.root)
     windows, episodes, rows = held_out_windows(arguments, policy, config, source)
     record = collect(checkpoint=folder, config=arguments, seeds=[arguments.seed])
+    if settings:
+        record["checkpoint"]["settings"] = settings
     if "pixels" in policy.model.capabilities.imagines:
         from wamkit.evaluation.imagined_video import video_report
 

@@ -83,14 +83,15 @@ def run(argv: Sequence[str]) -> int:
 
     from wamkit.evaluation.provenance import checkpoint_record
     from wamkit.inference.policy import checkpoint_folder, load
+    from wamkit.inference.settings import identity
     from wamkit.serving.served import ServedPolicy
     from wamkit.serving.server import PolicyServer, serve_until_signal
 
     log_to()
     folder = checkpoint_folder(arguments.policy.path)
-    checkpoint = checkpoint_record(folder)["sha256"]
+    settings, checkpoint = arguments.policy.inference_settings(), checkpoint_record(folder)["sha256"]
     if calibration is not None:
-        calibration.refuse_other(checkpoint)
+        calibration.refuse_other(identity(checkpoint, settings))
     policy = load(
         folder,
         device=arguments.device,
@@ -98,8 +99,9 @@ def run(argv: Sequence[str]) -> int:
         runtime=arguments.runtime,
         embodiment=arguments.policy.embodiment,
         rate_hz=arguments.policy.rate_hz,
+        settings=settings,
     )
-    facts = {"checkpoint": checkpoint, "stage": policy.stage}
+    facts = {"checkpoint": checkpoint, "stage": policy.stage} | ({"settings": settings} if settings else {})
     served = ServedPolicy(policy, facts=facts)
     shapes = served.warm_up(arguments.max_batch)
     log("loaded", device=str(policy.device), runtime_shapes=shapes, **served.metadata())

@@ -132,6 +132,12 @@ def conformal_threshold(scores: Sequence[float], false_alarm_rate: float) -> flo
     return float(values[rank - 1])
 
 
+def _short(checkpoint: str) -> str:
+    """A digest's beginning, and all of what follows it."""
+    digest, *settings = checkpoint.split(" ", 1)
+    return " ".join([digest[:12], *settings])
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Scale and threshold, and what they rest on; saved beside a checkpoint."""
@@ -144,8 +150,8 @@ class Calibration:
     episodes: int
     """That the threshold rests on; those of the scale are others."""
     checkpoint: str | None = None
-    """Digest of the checkpoint that acted and imagined (``sha256`` of `evaluation.provenance.checkpoint_record`); None
-    where whoever made it did not say."""
+    """Digest of the checkpoint that acted and imagined (``sha256`` of `evaluation.provenance.checkpoint_record`), with
+    its inference settings where they were not its own (`inference.settings.identity`); None where nobody said."""
     made: Mapping[str, Any] = field(default_factory=dict)
     """How it was made, for people: environment, tasks, trials, successes, command, date."""
 
@@ -165,8 +171,8 @@ class Calibration:
             )
         if self.checkpoint != checkpoint:
             raise MonitorError(
-                f"The monitor's calibration is of checkpoint {self.checkpoint[:12]} and this one is {checkpoint[:12]}:"
-                " calibrate the monitor of this one with `wam calibrate`."
+                f"The monitor's calibration is of checkpoint {_short(self.checkpoint)} and this one is"
+                f" {_short(checkpoint)}: calibrate the monitor of this one with `wam calibrate`."
             )
 
     def save(self, path: Path) -> None:

@@ -25,6 +25,7 @@ from wamkit.inference.bodies import find_body, matching_bodies
 from wamkit.inference.checkpoints import checkpoint_folder, read_config
 from wamkit.inference.errors import PolicyError
 from wamkit.inference.observing import observation_of, picture_of, pictures_of
+from wamkit.inference.settings import with_settings
 from wamkit.models import registry
 from wamkit.models.base import WorldActionModel
 from wamkit.training.precision import resolve_precision
@@ -43,6 +44,7 @@ def load(
     runtime: bool | RuntimeSettings = False,
     embodiment: str | None = None,
     rate_hz: float | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Policy:
     """Load a checkpoint's ``pretrained_model`` folder.
 
@@ -53,16 +55,19 @@ def load(
         runtime: act through `wamkit.inference.runtime`, in this precision, or with these settings.
         embodiment: which robot to act as, where the policy was trained on several.
         rate_hz: at which control rate, where it was trained on several rates of that robot.
+        settings: how the weights are used, in place of what the checkpoint says, such as ``{"mode": "action_only"}``;
+            a model's class lists its own as ``inference_settings``.
 
     Raises:
-        PolicyError: no checkpoint there, one without a contract, or one that knows no such robot or rate.
+        PolicyError: no checkpoint there, one without a contract, or one that knows no such robot, rate or setting.
+        ConfigError: a setting's value is none that it knows.
         ResumeError: its weights are not those of its config.
         RuntimeUnsupported: a runtime is asked for that model or device cannot have.
     """
     folder = checkpoint_folder(path)
     name, values, rest = read_config(folder)
     chosen = registry.model_class(name)
-    config = from_dict(chosen.config_class, values, "config.json")
+    config = with_settings(chosen, from_dict(chosen.config_class, values, "config.json"), settings or {})
     model = chosen(config)
     load_pretrained(model, folder)
     if device == "auto":

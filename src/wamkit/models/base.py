@@ -58,6 +58,8 @@ class WorldActionModel(nn.Module):
     name: ClassVar[str]
     config_class: ClassVar[type]
     capabilities: ClassVar[Capabilities]
+    inference_settings: ClassVar[tuple[str, ...]] = ()
+    """Dotted fields of the config that change how trained weights are used: see `wamkit.inference.settings`."""
     config: Any
 
     @classmethod

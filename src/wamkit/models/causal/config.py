@@ -90,6 +90,10 @@ class CausalModelConfig:
     def __post_init__(self) -> None:
         if self.training_frames < 1 or self.chunk_frames < 1 or self.max_chunk_frames < 1:
             raise CausalModelError("training_frames, chunk_frames and max_chunk_frames are at least 1")
+        if self.video_steps < 1 or self.action_steps < 1:
+            raise CausalModelError("video_steps and action_steps are at least 1")
+        if not 0.0 <= self.video_until < 1.0:
+            raise CausalModelError(f"video_until is {self.video_until}: it is a noise level from 0 to below 1")
         if self.window < 1:
             raise CausalModelError(f"window is {self.window}: a chunk must see at least one latent frame before it")
         if self.order == "after_video" and self.forward_share > 0:

@@ -40,6 +40,7 @@ from wamkit.types import Losses, LossTerm, Window
 class CausalWorldModel(CausalImagining):
     """Base of the causal models: tokenizer, words, transformer; one training objective for all sequence stages."""
 
+    inference_settings = ("mode", "video_steps", "action_steps", "video_until", "video_guidance", "action_guidance")
     config: Any
 
     def __init__(self, config: CausalModelConfig, *, latent_width: int | None = None) -> None:

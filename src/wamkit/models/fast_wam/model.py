@@ -46,6 +46,7 @@ class FastWAM(VideoWorldModel):
 
     name = "fast_wam"
     config_class = FastWAMConfig
+    inference_settings = ("mode", "action.denoise_steps", "imagine_steps")
     capabilities = Capabilities(
         coupling="joint",
         modality="latent",

@@ -35,6 +35,7 @@ class LaWAM(LaWAMActing):
 
     name = "lawam"
     config_class = LaWAMConfig
+    inference_settings = ("action.denoise_steps",)
     capabilities = Capabilities(
         coupling="cascaded",
         modality="latent",

@@ -30,6 +30,7 @@ class LightWAM(VideoWorldModel):
 
     name = "light_wam"
     config_class = LightWAMConfig
+    inference_settings = ("imagine_steps",)
     capabilities = Capabilities(
         coupling="joint",
         modality="latent",
