@@ -79,3 +79,10 @@ def test_a_policy_acts_with_the_settings_that_it_was_loaded_with(tmp_path):
     assert (first - second).abs().max() > 1e-4
     for one, other in zip(usual.model.state_dict().values(), more.model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_the_page_lists_every_setting(name, repository):
+    page = (repository / "docs/concepts.md").read_text().partition("## Inference settings")[2].partition("\n## ")[0]
+    settings = ", ".join(f"`{setting}`" for setting in model_class(name).inference_settings)
+    assert any(line.endswith(f"| {settings} |") for line in page.splitlines())
