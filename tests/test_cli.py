@@ -22,17 +22,18 @@ record --env.type --env.task --env.cameras --env.resolution --env.gripper --outp
 --action_noise --video_rate_hz --workers --resume
 import SOURCE --output_dir --format --episodes --limit --skip_broken --fps --embodiment --task --resume
 train RECIPE --any.field
-eval --policy.path --policy.embodiment --policy.rate_hz --env.type --env.task --env.cameras --env.resolution \
---env.gripper --output_dir --eval.n_episodes --eval.first_trial --eval.split --eval.n_action_steps --eval.arms \
---eval.forward_size --eval.batch_size --eval.workers --eval.max_steps --eval.timeout_s --eval.videos --seed --device \
---runtime --calibration --resume
-calibrate --policy.path --policy.embodiment --policy.rate_hz --env.type --env.task --env.cameras --env.resolution \
---env.gripper --output_dir --false_alarm_rate --n_episodes --first_trial --n_action_steps --memory --max_steps \
---batch_size --workers --timeout_s --seed --device --runtime --resume
-imagine --policy.path --dataset.root --output_dir --episodes --windows --horizons --rollouts --seed --device
-serve --policy.path --policy.embodiment --policy.rate_hz --host --port --device --precision --runtime --max_batch \
---batch_wait_ms --max_message_mb --max_sessions --token_file --certificate --key --drain_timeout_s --seed \
---monitor --calibration --rerun
+eval --policy.path --policy.settings --policy.embodiment --policy.rate_hz --env.type --env.task --env.cameras \
+--env.resolution --env.gripper --output_dir --eval.n_episodes --eval.first_trial --eval.split --eval.n_action_steps \
+--eval.arms --eval.forward_size --eval.batch_size --eval.workers --eval.max_steps --eval.timeout_s --eval.videos \
+--seed --device --runtime --calibration --resume
+calibrate --policy.path --policy.settings --policy.embodiment --policy.rate_hz --env.type --env.task --env.cameras \
+--env.resolution --env.gripper --output_dir --false_alarm_rate --n_episodes --first_trial --n_action_steps --memory \
+--max_steps --batch_size --workers --timeout_s --seed --device --runtime --resume
+imagine --policy.path --policy.settings --dataset.root --output_dir --episodes --windows --horizons --rollouts \
+--seed --device
+serve --policy.path --policy.settings --policy.embodiment --policy.rate_hz --host --port --device --precision \
+--runtime --max_batch --batch_wait_ms --max_message_mb --max_sessions --token_file --certificate --key \
+--drain_timeout_s --seed --monitor --calibration --rerun
 bench NAME
 check --policy.path --dataset.root --env.type --env.task
 report DIRECTORY --output --title
