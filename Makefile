@@ -27,7 +27,7 @@ $(STAMP): $(PACKAGING)
 demo: $(STAMP) ## record, train, evaluate and report on three MetaWorld tasks (outputs/demo, about 20 minutes)
 	@$(BIN)/wam demo --output_dir outputs/demo
 
-test: $(STAMP) ## run the tests (eight minutes on 2 slow cores)
+test: $(STAMP) ## run the tests (under eight minutes on 2 slow cores)
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -q --durations 15 $(PYTEST_ARGS)
 
 check: $(STAMP) ## lint, formatting, types and layering
