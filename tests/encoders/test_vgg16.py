@@ -46,6 +46,10 @@ def test_what_is_no_vgg16_says_so(tmp_path):
     broken.write_bytes(b"nothing")
     with pytest.raises(PerceptualWeightsError, match="is it whole"):
         VGG16(broken)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    with pytest.raises(PerceptualWeightsError, match=r"cut.safetensors cannot be read .*: copy it again"):
+        VGG16(cut)
     torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, broken)
     with pytest.raises(PerceptualWeightsError, match=r"features.0.bias is missing"):
         VGG16(broken)

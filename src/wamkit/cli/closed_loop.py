@@ -55,7 +55,5 @@ def closed_loop(
     )
     make = EnvFactory(env.type, fitting_env_options(loaded.contract, env, max_steps))
     refuse_misfit(loaded, make(tasks[0]), instructions.values())
-    record = collect(checkpoint=folder, config=to_dict(loaded.model.config), seeds=[seed])
-    if settings:
-        record["checkpoint"]["settings"] = settings
+    record = collect(checkpoint=folder, settings=settings, config=to_dict(loaded.model.config), seeds=[seed])
     return ClosedLoop(loaded, make, instructions, record)

@@ -77,9 +77,7 @@ def imagine(arguments: ImagineArguments) -> str:
     config = TrainConfig.from_dict(read_json(folder / "train_config.json", WamkitError, mend))
     source = LeRobotSource(arguments.dataset.root)
     windows, episodes, rows = held_out_windows(arguments, policy, config, source)
-    record = collect(checkpoint=folder, config=arguments, seeds=[arguments.seed])
-    if settings:
-        record["checkpoint"]["settings"] = settings
+    record = collect(checkpoint=folder, settings=settings, config=arguments, seeds=[arguments.seed])
     if "pixels" in policy.model.capabilities.imagines:
         from wamkit.evaluation.imagined_video import video_report
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from wamkit.errors import WamkitError
 from wamkit.losses.perceptual import perceptual_distance
 from wamkit.nn.precision import full_precision_on_cpu
+from wamkit.tensor_files import read_tensors
 
 TAPS = (3, 8, 15, 22, 29)
 """Layers of torchvision's ``vgg16().features`` that are read: the last activation before each pooling, and the last."""
@@ -96,11 +97,9 @@ def lpips_channel_weights() -> list[Float[Tensor, "C"]]:
 def _tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise PerceptualWeightsError(f"no file {path}: give the file of torchvision's VGG16, or no perceptual weights")
+    if path.suffix == ".safetensors":
+        return read_tensors(path, PerceptualWeightsError, "copy it again.")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         raise PerceptualWeightsError(f"{path} cannot be read as a state dict ({error}): is it whole?") from error

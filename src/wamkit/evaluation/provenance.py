@@ -196,6 +196,7 @@ def hardware() -> dict[str, Any]:
 def collect(
     *,
     checkpoint: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
     config: Any = None,
     seeds: Sequence[int] = (),
     arguments: Sequence[str] | None = None,
@@ -205,6 +206,8 @@ def collect(
 
     Args:
         checkpoint: Folder or file of the weights that ran; None where there were none.
+        settings: How they were used where that was not the checkpoint's own way: `wamkit.inference.settings`. They
+            stand in the checkpoint's record, as what else tells one policy from another.
         config: The run's config.
         seeds: Every seed of the run.
         arguments: The command line; ``sys.argv`` by default.
@@ -220,6 +223,8 @@ def collect(
         "versions": versions(),
         "hardware": hardware(),
     }
+    if settings:
+        record["checkpoint"]["settings"] = dict(settings)
     clash = record.keys() & extra.keys()
     if clash:
         raise WamkitError(f"Provenance already records {', '.join(sorted(clash))}: give the extra field another name.")
